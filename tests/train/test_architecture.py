@@ -1,4 +1,4 @@
-"""Descriptions of networks, and the rates they start at."""
+"""Descriptions of networks, and scaling of weights to an initial firing rate."""
 
 import sys
 import types
@@ -13,7 +13,7 @@ from hibana.train.firing_rates import scale_to_rate, spiking_layers
 
 
 def sizes(net):
-    """The weights' shapes in order, recurrent ones among them."""
+    """The shapes of all weights, including recurrent weights, in order."""
     return [tuple(p.shape) for name, p in net.named_parameters() if p.ndim > 1]
 
 
@@ -38,7 +38,7 @@ def test_a_description_gives_its_weights_and_its_shape(description, shape, expec
 def test_a_skip_adds_a_linear_map_of_the_input_to_the_current_of_the_readout():
     net = architecture.build("8-skip", (5,), 3, hb.IFCell)
     inputs = torch.rand(4, 2, 5)
-    assert not net(inputs).any()  # training begins at no answer
+    assert not net(inputs).any()  # all outputs are 0 before training
     torch.nn.init.normal_(net.skip.linear.weight)
     torch.nn.init.normal_(net.linear.weight)
     plain = nn.Sequential(net.linear1, net.if1, net.linear)
@@ -47,19 +47,19 @@ def test_a_skip_adds_a_linear_map_of_the_input_to_the_current_of_the_readout():
     assert list(spiking_layers(net)) == ["if1"]
 
 
-def test_each_layer_has_a_cell_of_its_own():
+def test_layers_do_not_share_a_cell():
     net = architecture.build("8-8", (4,), 2, hb.PLIFCell)
     first, second = spiking_layers(net).values()
     assert first.cell is not second.cell
 
 
-def test_a_function_of_the_users_builds_the_network(monkeypatch):
-    mine = types.ModuleType("mine")
-    mine.net = lambda shape, classes, cell: nn.Sequential(
+def test_a_users_function_builds_the_network(monkeypatch):
+    module = types.ModuleType("mine")
+    module.net = lambda shape, classes, cell: nn.Sequential(
         nn.Flatten(2), nn.Linear(6, classes), hb.OverTime(cell())
     )
-    mine.number = lambda shape, classes, cell: 3
-    monkeypatch.setitem(sys.modules, "mine", mine)
+    module.number = lambda shape, classes, cell: 3
+    monkeypatch.setitem(sys.modules, "mine", module)
     net = architecture.build("mine:net", (2, 3), 4, hb.LIFCell)
     assert net(torch.rand(5, 1, 2, 3)).shape == (5, 1, 4)
     assert isinstance(net[2].cell, hb.LIFCell)
@@ -70,7 +70,7 @@ def test_a_function_of_the_users_builds_the_network(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("description", "words"),
+    ("description", "message"),
     [
         ("512,,512", "'' of '512,,512' is not a layer"),
         ("32k3", "'32k3' of"),
@@ -81,8 +81,8 @@ def test_a_function_of_the_users_builds_the_network(monkeypatch):
         ("p2-p2-p2-p2-p2", "'p2' must fit on 1x1"),
     ],
 )
-def test_a_word_that_means_nothing_is_named(description, words):
-    with pytest.raises(ValueError, match=words):
+def test_an_invalid_layer_is_named(description, message):
+    with pytest.raises(ValueError, match=message):
         architecture.build(description, (28, 28), 10, hb.IFCell)
 
 
@@ -98,63 +98,63 @@ def test_scaled_layers_start_at_the_rate(description, rate):
     shape = (12, 12)
     net = architecture.build(description, shape, 5, hb.IFCell)
     inputs = hb.encode.constant(torch.rand(64, *shape), 8)
-    promised = scale_to_rate(net, inputs, rate)
-    seen = {}
+    predicted = scale_to_rate(net, inputs, rate)
+    measured = {}
     for name, layer in spiking_layers(net).items():
-        layer.register_forward_hook(lambda m, a, out, name=name: seen.update({name: out.mean().item()}))
+        layer.register_forward_hook(lambda m, a, out, name=name: measured.update({name: out.mean().item()}))
     net(inputs)
-    assert seen == pytest.approx(promised, rel=1e-2)
-    assert list(seen.values()) == pytest.approx([rate] * len(seen), rel=0.1)
+    assert measured == pytest.approx(predicted, rel=1e-2)
+    assert list(measured.values()) == pytest.approx([rate] * len(measured), rel=0.1)
 
 
-def test_a_layer_that_nothing_drives_keeps_its_weights():
+def test_a_layer_without_input_keeps_its_weights():
     net = nn.Sequential(nn.Linear(3, 4, bias=False), hb.IF())
     before = net[0].weight.clone()
     assert scale_to_rate(net, torch.zeros(2, 1, 3), 0.1) == {"1": 0.0}
     assert torch.equal(net[0].weight, before)
 
 
-def test_the_rate_to_start_at_is_checked():
+def test_the_initial_rate_is_checked():
     with pytest.raises(ValueError, match=r"rate must lie in \(0, 1\).* got 1.5"):
         scale_to_rate(nn.Sequential(hb.IF()), torch.zeros(2, 1, 3), 1.5)
 
 
-def test_a_constant_current_costs_the_first_layer_one_product():
+def test_a_constant_input_costs_the_first_layer_one_product():
     net = architecture.build("6", (4, 2), 3, hb.IFCell)
-    still = hb.encode.constant(torch.rand(5, 4, 2), 7)
-    current = net[:2](still)
+    constant = hb.encode.constant(torch.rand(5, 4, 2), 7)
+    current = net[:2](constant)
     assert current.stride(0) == 0
-    moving = torch.stack(
-        [torch.nn.functional.linear(x.flatten(1), net[1].weight, net[1].bias) for x in still]
+    expected = torch.stack(
+        [torch.nn.functional.linear(x.flatten(1), net[1].weight, net[1].bias) for x in constant]
     )
-    assert torch.allclose(current, moving)
+    assert torch.allclose(current, expected)
     current.sum().backward()
     assert torch.allclose(net[1].bias.grad, torch.full([6], 35.0))
 
 
-def test_neurons_of_unlike_time_constants_are_driven_alike():
+def test_neurons_of_different_time_constants_have_equal_potentials():
     torch.manual_seed(0)
     tau = torch.tensor([1.0, 2.0, 8.0, 60.0])
     net = nn.Sequential(nn.Linear(10, 4), hb.OverTime(hb.AdLIFCell(tau, coupling=0.001)))
     inputs = (torch.rand(200, 30, 10) < 0.2).float()
     assert scale_to_rate(net, inputs, 0.1, each_neuron=True)["1"] == pytest.approx(0.1, abs=0.01)
-    free = hb.AdLIFCell(tau, coupling=0.001, threshold=1e9)
-    deviation = hb.record(free, net[0](inputs))["v"].flatten(0, 1).std(0)
+    without_spikes = hb.AdLIFCell(tau, coupling=0.001, threshold=1e9)
+    deviation = hb.record(without_spikes, net[0](inputs))["v"].flatten(0, 1).std(0)
     torch.testing.assert_close(deviation, deviation.mean().expand(4), rtol=1e-3, atol=0)
 
 
-def test_each_neuron_needs_a_potential_and_weights_of_its_own():
-    class Nameless(hb.Cell):
+def test_each_neuron_needs_potentials_and_separate_weights():
+    class WithoutPotential(hb.Cell):
         def forward(self, input_, s_previous):
             return ((input_ > 0.5).float(),)
 
     with pytest.raises(ValueError, match="each_neuron needs cells with a potential v and a threshold, '1'"):
         scale_to_rate(
-            nn.Sequential(nn.Linear(3, 2), hb.OverTime(Nameless())),
+            nn.Sequential(nn.Linear(3, 2), hb.OverTime(WithoutPotential())),
             torch.rand(5, 2, 3),
             0.1,
             each_neuron=True,
         )
-    across = nn.Sequential(hb.EachStep(nn.ConvTranspose2d(2, 3, 1)), hb.IF())
+    shared = nn.Sequential(hb.EachStep(nn.ConvTranspose2d(2, 3, 1)), hb.IF())
     with pytest.raises(ValueError, match="each_neuron needs weights for each of 3 neurons"):
-        scale_to_rate(across, torch.rand(5, 2, 2, 4, 4), 0.1, each_neuron=True)
+        scale_to_rate(shared, torch.rand(5, 2, 2, 4, 4), 0.1, each_neuron=True)

@@ -1,4 +1,4 @@
-"""What is done to training recordings: each word does what it says, and no more."""
+"""Augmentations of training recordings: roll, shift and flip."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def recordings():
 
 
 def test_recordings_roll_around_the_sensor_by_up_to_an_eighth(recordings):
-    ways = set()
+    shifts = set()
     for before, after in zip(recordings, augment_batch(recordings, "roll"), strict=True):
         ((dy, dx),) = [
             (dy, dx)
@@ -27,15 +27,15 @@ def test_recordings_roll_around_the_sensor_by_up_to_an_eighth(recordings):
             for dx in range(-3, 4)
             if torch.equal(after, before.roll((dy, dx), (-2, -1)))
         ]
-        ways.add((dy, dx))
-    assert len(ways) > 15
-    assert {dy for dy, _ in ways} == {-2, -1, 0, 1, 2}
-    assert {dx for _, dx in ways} == {-3, -2, -1, 0, 1, 2, 3}
+        shifts.add((dy, dx))
+    assert len(shifts) > 15
+    assert {dy for dy, _ in shifts} == {-2, -1, 0, 1, 2}
+    assert {dx for _, dx in shifts} == {-3, -2, -1, 0, 1, 2, 3}
 
 
-def test_recordings_shift_by_up_to_an_eighth_and_zeros_come_in(recordings):
+def test_recordings_shift_by_up_to_an_eighth_and_are_padded_with_zeros(recordings):
     ones = augment_batch(torch.ones_like(recordings), "shift")
-    sides = {(int(each[0, 0].any(1).sum()), int(each[0, 0].any(0).sum())) for each in ones}
+    sides = {(int(image[0, 0].any(1).sum()), int(image[0, 0].any(0).sum())) for image in ones}
     assert {height for height, _ in sides} == {14, 15, 16}
     assert {width for _, width in sides} == {21, 22, 23, 24}
     assert (augment_batch(recordings, "shift").sum() < recordings.sum()).item()
@@ -45,19 +45,19 @@ def test_flips_mirror_half_of_the_recordings(recordings):
     after = augment_batch(recordings, "flip")
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(after, recordings, strict=True)]
     assert 15 < sum(mirrored) < 45
-    for b, a, was in zip(recordings, after, mirrored, strict=True):
-        assert was or torch.equal(a, b)
+    for b, a, is_mirrored in zip(recordings, after, mirrored, strict=True):
+        assert is_mirrored or torch.equal(a, b)
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"augment": "flip-spin"}, "augment must be one of none, flip, shift, roll; got 'spin'"),
         ({"augment": ""}, "augment must be one of none"),
     ],
 )
-def test_words_that_mean_nothing_are_refused(settings, words):
-    with pytest.raises(ValueError, match=words):
+def test_unknown_augmentations_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         train.Settings(**settings)
 
 

@@ -1,4 +1,4 @@
-"""Folders of trained networks: opened as they were saved, with a card; nothing in them runs."""
+"""Folders of trained networks: saving with a model card, loading without running code, and damaged files."""
 
 import json
 import math
@@ -23,19 +23,19 @@ from hibana import train
 from hibana.cli import main
 
 FROZEN = Path(__file__).with_name("pretrained")
-"""A folder that version 0.1.0 wrote, and what its network answers to the first test samples."""
+"""A folder that version 0.1.0 wrote, and its network's outputs for the first test samples."""
 
 
 def untrained(**settings):
     torch.manual_seed(0)
-    made = train.Settings(**{"layers": "12", "steps": 4, "epochs": 1, **settings})
-    samples = made.data_set
-    return train.Network(made, samples.shape, samples.classes).eval()
+    options = train.Settings(**{"layers": "12", "steps": 4, "epochs": 1, **settings})
+    samples = options.data_set
+    return train.Network(options, samples.shape, samples.classes).eval()
 
 
 @pytest.fixture
 def flowers(tmp_path, monkeypatch):
-    """A table in a folder with a name of its own, which the working directory is not."""
+    """The path of a table in a folder named secret-home, which is not the working directory."""
     numbers = numpy.random.default_rng(0).normal(size=(60, 3))
     table = pandas.DataFrame(numbers, columns=["long", "wide", "old"])
     table["kind"] = numpy.where(table["long"] > 0, "tulip", "rose|`x`")
@@ -53,47 +53,47 @@ def fitted(flowers, **settings):
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])
-def test_a_network_is_opened_as_it_was_saved(flowers, task):
+def test_a_loaded_network_equals_the_saved_one(flowers, task):
     label = "kind" if task == "classification" else "height"
     model, outcome = fitted(flowers, label=label)
     model.save_pretrained("shared")
-    again = train.Network.from_pretrained("shared")
-    expected, found = (train.predict(each, flowers) for each in (model, again))
-    assert found == expected
-    assert not again.training
-    assert again.settings.readout_tau == math.inf
+    loaded = train.Network.from_pretrained("shared")
+    expected, result = (train.predict(network, flowers) for network in (model, loaded))
+    assert result == expected
+    assert not loaded.training
+    assert loaded.settings.readout_tau == math.inf
     assert train.predict("shared", flowers) == expected
     for name, value in model.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(value, loaded.state_dict()[name])
     assert outcome.settings.data == str(flowers)
-    assert sorted(each.name for each in Path("shared").iterdir()) == [
+    assert sorted(path.name for path in Path("shared").iterdir()) == [
         "README.md",
         "config.json",
         "model.safetensors",
     ]
 
 
-def test_series_that_a_rocket_reads_are_opened_too(tmp_path, monkeypatch):
+def test_a_rocket_for_series_is_saved_and_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    steps, drawn = numpy.arange(40), numpy.random.default_rng(0)
-    waves = [numpy.sin(steps * (0.2 + 0.2 * (n % 2)) + drawn.uniform(0, 6)) for n in range(30)]
+    steps, random = numpy.arange(40), numpy.random.default_rng(0)
+    waves = [numpy.sin(steps * (0.2 + 0.2 * (n % 2)) + random.uniform(0, 6)) for n in range(30)]
     numpy.savez("waves.npz", x=numpy.stack(waves)[..., None], y=numpy.arange(30) % 2)
     settings = train.Settings(data="waves.npz", layers="rocket40")
     model, _ = train.fit(settings, "run")
     model.save_pretrained("shared")
-    again = train.Network.from_pretrained("shared")
-    assert train.predict(again, "waves.npz") == train.predict(model, "waves.npz")
+    loaded = train.Network.from_pretrained("shared")
+    assert train.predict(loaded, "waves.npz") == train.predict(model, "waves.npz")
 
 
-def test_precision_and_time_constants_come_back(tmp_path):
+def test_precision_and_time_constants_are_restored(tmp_path):
     model = untrained(layers="12w3-8", data="mnist-1d", precision="64-true", readout_tau=math.inf, tau=3.0)
     model.double().save_pretrained(tmp_path)
-    again = train.Network.from_pretrained(tmp_path)
-    assert again.settings == model.settings
-    assert {value.dtype for value in again.parameters()} == {torch.float32}
+    loaded = train.Network.from_pretrained(tmp_path)
+    assert loaded.settings == model.settings
+    assert {value.dtype for value in loaded.parameters()} == {torch.float32}
 
 
-def test_nothing_of_the_machine_is_in_a_folder(flowers):
+def test_a_folder_contains_no_paths_of_the_machine(flowers):
     test = flowers.with_name("others.csv")
     test.write_bytes(flowers.read_bytes())
     model, _ = fitted(flowers, test=str(test))
@@ -106,18 +106,18 @@ def test_nothing_of_the_machine_is_in_a_folder(flowers):
     assert train.Network.from_pretrained("shared").settings.data == str(Path("flowers.csv").absolute())
 
 
-def test_a_card_says_what_the_run_came_to(flowers):
+def test_a_card_states_the_results_of_the_run(flowers):
     model, outcome = fitted(flowers)
     model.save_pretrained("shared")
-    written = Path("shared/README.md").read_text()
-    assert written.startswith("---\nlibrary_name: hibana\ntags:\n- hibana\n")
-    assert f"| accuracy | {outcome.accuracy:.1%} right, on its test part |" in written
+    card = Path("shared/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: hibana\ntags:\n- hibana\n")
+    assert f"| accuracy | {outcome.accuracy:.1%} right, on its test part |" in card
     (rate,) = outcome.rates.values()
-    assert f"{rate:.1%} (spikes per neuron and step) |" in written
-    assert "| answers | 2 classes |" in written
-    assert 'from_pretrained("shared")' in written
-    again = train.load("run")
-    assert again.result == model.result
+    assert f"{rate:.1%} (spikes per neuron and step) |" in card
+    assert "| answers | 2 classes |" in card
+    assert 'from_pretrained("shared")' in card
+    loaded = train.load("run")
+    assert loaded.result == model.result
     Path("run/result.json").write_text("[]")
     assert train.load("run").result is None
 
@@ -129,26 +129,26 @@ def test_an_existing_card_stays(tmp_path):
     assert (tmp_path / "README.md").read_text() == "# All mine\n"
 
 
-def damaged(folder, **changes):
-    """Writes the configuration in `folder` with other entries."""
+def change_config(folder, **changes):
+    """Changes entries of the configuration in `folder`."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     settings = {**config["settings"], **changes.pop("settings", {})}
     path.write_text(json.dumps({**config, "settings": settings, **changes}))
 
 
-def said(folder, **options):
-    """The one line that `folder` is refused with."""
-    with pytest.raises(ValueError, match=r".") as refusal:
+def refusal(folder, **options):
+    """The one-line message of the error with which `folder` is refused."""
+    with pytest.raises(ValueError, match=r".") as error:
         train.Network.from_pretrained(folder, **options)
-    sentence = str(refusal.value)
+    sentence = str(error.value)
     assert "\n" not in sentence
     assert len(sentence) < 700
     return sentence
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"format": 2}, f"it is of version '{hibana.__version__}' and has format 2, which"),
         ({"settings": {"telepathy": 3}}, "holds other settings: there is no setting 'telepathy'"),
@@ -170,32 +170,32 @@ def said(folder, **options):
         ),
     ],
 )
-def test_a_configuration_that_says_something_else_is_refused(tmp_path, changes, words):
+def test_a_configuration_with_wrong_entries_is_refused(tmp_path, changes, message):
     untrained().save_pretrained(tmp_path)
-    damaged(tmp_path, **changes)
-    assert words in said(tmp_path)
+    change_config(tmp_path, **changes)
+    assert message in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "config.json can't be read: Expecting value"),
         ("[" * 100_000, "config.json can't be read: maximum recursion"),
         ("[1, 2]", "config.json can't be read: it must have format"),
     ],
 )
-def test_a_configuration_that_is_none_is_refused(tmp_path, text, words):
+def test_an_invalid_configuration_file_is_refused(tmp_path, text, message):
     untrained().save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    assert words in said(tmp_path)
+    assert message in refusal(tmp_path)
 
 
-def signed(folder, raw):
-    """Puts other weights into `folder`, and their digest into its configuration."""
+def replace_weights(folder, raw):
+    """Replaces the weights in `folder` by the file contents `raw`, and their digest in the configuration."""
     import hashlib
 
     (folder / "model.safetensors").write_bytes(raw)
-    damaged(folder, weights_sha256=hashlib.sha256(raw).hexdigest())
+    change_config(folder, weights_sha256=hashlib.sha256(raw).hexdigest())
 
 
 def header(text, numbers=b""):
@@ -206,7 +206,7 @@ NOT_WEIGHTS = "model.safetensors can't be read: Error while deserializing"
 
 
 @pytest.mark.parametrize(
-    ("raw", "words"),
+    ("raw", "message"),
     [
         (b"", NOT_WEIGHTS),
         (b"\x80\x02cos\nsystem\n(S'true'\ntR.", NOT_WEIGHTS),
@@ -215,13 +215,13 @@ NOT_WEIGHTS = "model.safetensors can't be read: Error while deserializing"
         (header(b"{}"), "layers must have at most 0 weights"),
     ],
 )
-def test_weights_that_are_none_are_refused(tmp_path, raw, words):
+def test_invalid_weights_are_refused(tmp_path, raw, message):
     untrained().save_pretrained(tmp_path)
-    signed(tmp_path, raw)
-    assert words in said(tmp_path)
+    replace_weights(tmp_path, raw)
+    assert message in refusal(tmp_path)
 
 
-def test_share_writes_over_nothing_but_what_it_wrote(tmp_path, capsys):
+def test_share_overwrites_only_its_own_folders(tmp_path, capsys):
     untrained().save_pretrained(tmp_path / "network")
     other = tmp_path / "other"
     other.mkdir()
@@ -230,7 +230,7 @@ def test_share_writes_over_nothing_but_what_it_wrote(tmp_path, capsys):
     assert main([*share, str(other)]) == 2
     assert "folder must be empty or one that hibana share wrote" in capsys.readouterr().err
     assert (other / "config.json").read_text() == '{"mine": 1}'
-    assert [main([*share, str(other), *more]) for more in (["--overwrite"], [])] == [0, 0]
+    assert [main([*share, str(other), *option]) for option in (["--overwrite"], [])] == [0, 0]
     (tmp_path / "runs" / "digits-0").mkdir(parents=True)
     train.Settings().write(tmp_path / "runs" / "digits-0" / "settings.yaml")
     for runs in ("runs", "runs/digits-0"):
@@ -239,18 +239,18 @@ def test_share_writes_over_nothing_but_what_it_wrote(tmp_path, capsys):
         assert not (tmp_path / runs / "config.json").exists()
 
 
-def test_files_that_are_missing_or_no_files_are_refused(tmp_path):
-    assert "has no config.json" in said(tmp_path)
-    assert "there is no folder ./nowhere" in said("./nowhere")
+def test_missing_files_are_refused(tmp_path):
+    assert "has no config.json" in refusal(tmp_path)
+    assert "there is no folder ./nowhere" in refusal("./nowhere")
     untrained().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    assert "model.safetensors can't be read: No such file" in said(tmp_path)
+    assert "model.safetensors can't be read: No such file" in refusal(tmp_path)
     assert main(["predict", str(tmp_path)]) == 2
     with pytest.raises(ValueError, match="holds no run of hibana train"):
         train.resume_settings(tmp_path)
 
 
-def test_a_folder_names_no_function_that_is_run_unasked(tmp_path, monkeypatch):
+def test_a_function_named_in_a_folder_runs_only_if_trusted(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text(
         f"from pathlib import Path\nPath({str(tmp_path / 'trace')!r}).touch()\n"
         "from torch import nn\nimport hibana as hb\n"
@@ -261,18 +261,18 @@ def test_a_folder_names_no_function_that_is_run_unasked(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     model = untrained()
     model.save_pretrained(tmp_path / "folder")
-    damaged(tmp_path / "folder", settings={"layers": "theirs:net"})
-    assert "names a function to run, 'theirs:net'" in said(tmp_path / "folder")
-    assert "'theirs:net'" in said(tmp_path / "folder", trust=["theirs:other"])
+    change_config(tmp_path / "folder", settings={"layers": "theirs:net"})
+    assert "names a function to run, 'theirs:net'" in refusal(tmp_path / "folder")
+    assert "'theirs:net'" in refusal(tmp_path / "folder", trust=["theirs:other"])
     assert not (tmp_path / "trace").exists()
-    weights = {f"net.{name}": value for name, value in _theirs().state_dict().items()}
-    signed(tmp_path / "folder", safetensors.torch.save(weights))
-    opened = train.Network.from_pretrained(tmp_path / "folder", trust=["theirs:net"])
-    assert opened.settings.layers == "theirs:net"
+    weights = {f"net.{name}": value for name, value in _trusted_network().state_dict().items()}
+    replace_weights(tmp_path / "folder", safetensors.torch.save(weights))
+    network = train.Network.from_pretrained(tmp_path / "folder", trust=["theirs:net"])
+    assert network.settings.layers == "theirs:net"
     sys.modules.pop("theirs", None)
 
 
-def _theirs():
+def _trusted_network():
     from torch import nn
 
     import hibana as hb
@@ -280,7 +280,7 @@ def _theirs():
     return nn.Sequential(nn.Flatten(2), nn.Linear(64, 12), hb.IF(), nn.Linear(12, 10), hb.LI())
 
 
-def test_what_a_version_before_wrote_is_opened():
+def test_a_folder_of_an_earlier_version_is_loaded():
     model = train.Network.from_pretrained(FROZEN)
     expected = json.loads((FROZEN / "answers.json").read_text())
     samples = train.Settings().samples()
@@ -291,8 +291,8 @@ def test_what_a_version_before_wrote_is_opened():
 
 
 @pytest.fixture
-def fetched(tmp_path, monkeypatch):
-    """Calls of ``huggingface_hub.snapshot_download``, which finds repositories in a folder."""
+def hub_calls(tmp_path, monkeypatch):
+    """The recorded calls of ``huggingface_hub.snapshot_download``, replaced by a local folder ``hub``."""
     calls = []
 
     def snapshot(repo_id, **options):
@@ -304,23 +304,23 @@ def fetched(tmp_path, monkeypatch):
     return calls
 
 
-def test_a_network_comes_from_the_hub(fetched):
+def test_a_network_is_loaded_from_the_hub(hub_calls):
     model = untrained()
     model.save_pretrained("hub/me/digits")
-    again = train.Network.from_pretrained("me/digits", revision="v1", local_files_only=True)
+    loaded = train.Network.from_pretrained("me/digits", revision="v1", local_files_only=True)
     inputs = torch.rand(5, 8, 8)
-    assert torch.equal(again(inputs), model(inputs))
+    assert torch.equal(loaded(inputs), model(inputs))
     options = {"revision": "v1", "local_files_only": True}
-    assert fetched == [("me/digits", {"allow_patterns": ["config.json", "model.safetensors"], **options})]
+    assert hub_calls == [("me/digits", {"allow_patterns": ["config.json", "model.safetensors"], **options})]
 
 
-def test_names_that_the_hub_can_t_have_are_not_asked_for(fetched):
+def test_names_that_are_invalid_on_the_hub_are_not_requested(hub_calls):
     for name in ("../me", "me/digits/more", "me digits", "/me", "-me/digits"):
-        assert "name must be a folder, or USER/NAME on the Hub" in said(name)
-    assert fetched == []
+        assert "name must be a folder, or USER/NAME on the Hub" in refusal(name)
+    assert hub_calls == []
 
 
-def test_the_command_shares_and_others_use_the_folder(flowers, capsys):
+def test_the_command_share_writes_a_folder_for_other_commands(flowers, capsys):
     os.chdir(flowers.parents[1] / "elsewhere")
     fitted(flowers)
     assert main(["share", "run", "shared"]) == 0
@@ -337,17 +337,17 @@ def test_the_command_shares_and_others_use_the_folder(flowers, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["nowhere", "there"], "No such file or directory"),
         (["{folder}"], "parameter FOLDER requires an argument"),
         (["{folder}", "{folder}/config.json"], "File exists: '{folder}/config.json'"),
     ],
 )
-def test_the_command_refuses_in_a_sentence(tmp_path, capsys, arguments, words):
+def test_the_command_refuses_with_a_one_line_error(tmp_path, capsys, arguments, message):
     untrained().save_pretrained(tmp_path)
-    assert main(["share", *(each.format(folder=tmp_path) for each in arguments)]) == 2
+    assert main(["share", *(argument.format(folder=tmp_path) for argument in arguments)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert words.format(folder=tmp_path) in err
+    assert message.format(folder=tmp_path) in err

@@ -1,4 +1,4 @@
-"""A run owns its folder, loses nothing that was whole, and stops where nothing can come of it."""
+"""Folders of runs: locks, complete checkpoints, failing disks and losses, resuming, and the list of runs."""
 
 import errno
 import io
@@ -34,15 +34,15 @@ def quick(**changes):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_those_before_it_alone(tmp_path, monkeypatch, capsys):
+def test_a_run_does_not_change_earlier_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for seed in ("0", "0", "0", "1"):
         assert main(["train", *QUICK, "--seed", seed]) == 0
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     folders = [Path("hibana-runs") / name for name in ("digits-0", "digits-0-1", "digits-0-2", "digits-1")]
     assert sorted(Path("hibana-runs").iterdir()) == folders
     assert (
-        "hibana-runs/digits-0 holds another run, which is kept; this one is in hibana-runs/digits-0-2" in said
+        "hibana-runs/digits-0 holds another run, which is kept; this one is in hibana-runs/digits-0-2" in text
     )
     before = [(folder / "checkpoint.ckpt").stat().st_mtime_ns for folder in folders]
     assert main(["train", *QUICK, "--overwrite", "--out", str(folders[1])]) == 0
@@ -50,7 +50,7 @@ def test_a_run_leaves_those_before_it_alone(tmp_path, monkeypatch, capsys):
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True]
 
 
-def test_folders_and_files_may_be_named_by_text(tmp_path):
+def test_folders_and_files_may_be_strings(tmp_path):
     folder = str(tmp_path / "run")
     train.fit(quick(), folder)
     assert train.read(f"{folder}/settings.yaml") == quick()
@@ -83,21 +83,21 @@ def test_two_runs_at_once_have_two_folders(tmp_path):
             claim(tmp_path / "run", resume=tmp_path / "run")
         with pytest.raises(ValueError, match="must be free, another training is using it"):
             claim(tmp_path / "run", overwrite=True)
-    with claim(tmp_path / "run", resume=tmp_path / "run" / "checkpoint.ckpt") as again:
-        assert again.path == first.path
-        assert again.is_resumed
+    with claim(tmp_path / "run", resume=tmp_path / "run" / "checkpoint.ckpt") as resumed:
+        assert resumed.path == first.path
+        assert resumed.is_resumed
     with claim(tmp_path / "run", resume=tmp_path / "elsewhere" / "checkpoint.ckpt") as other:
         assert other.path == second.path  # run holds another run, and run-1 none
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_leaves_its_folder_free(tmp_path):
+def test_a_killed_process_releases_its_folder(tmp_path):
     script = f"""
 import time
 from pathlib import Path
 from hibana.train.run_folder import claim
-held = claim(Path({str(tmp_path / "run")!r}))
-print("held", flush=True)
+folder = claim(Path({str(tmp_path / "run")!r}))
+print("locked", flush=True)
 time.sleep(60)
 """
     source = Path(train.__file__).parents[2]
@@ -107,7 +107,7 @@ time.sleep(60)
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "locked\n"
     with claim(tmp_path / "run") as other:
         assert other.path.name == "run-1"
     (tmp_path / "run" / "unfinished-0123456789abcdef").write_bytes(bytes(10))
@@ -119,26 +119,26 @@ time.sleep(60)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names open files by /proc")
-def test_a_checkpoint_is_written_beside_its_place_and_synced_before_it_takes_it(tmp_path, monkeypatch):
-    path, seen = tmp_path / "a.ckpt", []
+def test_a_checkpoint_is_synced_before_it_replaces_the_previous_one(tmp_path, monkeypatch):
+    path, calls = tmp_path / "a.ckpt", []
     path.write_bytes(b"before")
     sync, rename = os.fsync, os.replace
 
-    def synced(descriptor):
-        seen.append(("sync", str(Path(f"/proc/self/fd/{descriptor}").readlink()), path.read_bytes()))
+    def record_sync(descriptor):
+        calls.append(("sync", str(Path(f"/proc/self/fd/{descriptor}").readlink()), path.read_bytes()))
         sync(descriptor)
 
-    def renamed(source, target, **more):
-        seen.append(("rename", os.fspath(source), path.read_bytes()))
-        rename(source, target, **more)
+    def record_rename(source, target, **options):
+        calls.append(("rename", os.fspath(source), path.read_bytes()))
+        rename(source, target, **options)
 
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", record_sync)
+    monkeypatch.setattr(os, "replace", record_rename)
     monkeypatch.setenv("TMPDIR", "/nowhere")
     files.write(path, b"after")
-    (_, temporary, _), *_ = seen
+    (_, temporary, _), *_ = calls
     assert Path(temporary).parent == tmp_path
-    assert seen == [
+    assert calls == [
         ("sync", temporary, b"before"),
         ("rename", temporary, b"before"),
         ("sync", str(tmp_path), b"after"),
@@ -146,15 +146,15 @@ def test_a_checkpoint_is_written_beside_its_place_and_synced_before_it_takes_it(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_leaves_the_checkpoint_before_and_a_sentence(tmp_path, monkeypatch, capsys):
-    def full(descriptor):
+def test_a_full_disk_keeps_the_previous_checkpoint_and_raises_a_one_line_error(tmp_path, monkeypatch, capsys):
+    def fail(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     path = tmp_path / "run" / "checkpoint.ckpt"
     assert main(["train", *QUICK, "--out", str(tmp_path / "run")]) == 0
     before = path.read_bytes()
     capsys.readouterr()
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.write({"a": 1}, path)
     assert path.read_bytes() == before
@@ -165,8 +165,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_a_sentence(tmp_path, monke
     assert "can't be written: No space left on device" in err
 
 
-def ended(folder):
-    """The exit status of a training and what it said last."""
+def train_status(folder):
+    """The exit status of a training in `folder`, and its text on standard error."""
     stderr, sys.stderr = sys.stderr, io.StringIO()
     try:
         return main(["train", *QUICK, "--out", str(folder)]), sys.stderr.getvalue()
@@ -175,19 +175,19 @@ def ended(folder):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("objective", float("nan"), "epoch 1 of 1, batch 2 of 10: the loss is nan"),
         ("penalty", float("inf"), "epoch 1 of 1, batch 2 of 10: the loss with its penalty is inf"),
         ("gradient", float("nan"), "epoch 1 of 1, batch 2 of 10: the gradient's norm is nan"),
     ],
 )
-def test_a_training_of_which_nothing_can_come_stops_and_says_where(tmp_path, monkeypatch, name, value, words):
+def test_a_training_that_diverges_stops_and_names_the_batch(tmp_path, monkeypatch, name, value, message):
     from hibana.train import Classifier, classifier
 
     steps = []
 
-    class Poisoned(torch.autograd.Function):
+    class WrongGradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
             return x.clone()
@@ -196,7 +196,7 @@ def test_a_training_of_which_nothing_can_come_stops_and_says_where(tmp_path, mon
         def backward(ctx, grad):
             return grad * value
 
-    class Spoilt:
+    class WrongLoss:
         def __init__(self, objective):
             self.objective = objective
 
@@ -207,70 +207,70 @@ def test_a_training_of_which_nothing_can_come_stops_and_says_where(tmp_path, mon
             error = self.objective(outputs, labels, *lengths)
             if name == "objective" and len(steps) == 2:
                 return error * value
-            return Poisoned.apply(error) if name == "gradient" and len(steps) == 2 else error
+            return WrongGradient.apply(error) if name == "gradient" and len(steps) == 2 else error
 
     augmented, penalty = classifier.augment_batch, classifier.loss.rate_penalty
     configured = Classifier.configure_optimizers
 
-    def counted(inputs, how):
-        steps.append(how)
-        return augmented(inputs, how)
+    def count_steps(inputs, augmentation):
+        steps.append(augmentation)
+        return augmented(inputs, augmentation)
 
-    def penalised(spikes, target, *lengths):
-        spoilt = name == "penalty" and len(steps) == 2
-        return penalty(spikes, target, *lengths) + (value if spoilt else 0)
+    def wrong_penalty(spikes, target, *lengths):
+        is_wrong = name == "penalty" and len(steps) == 2
+        return penalty(spikes, target, *lengths) + (value if is_wrong else 0)
 
-    def spoiling(self):
-        self.objective = Spoilt(self.objective)
+    def set_wrong_loss(self):
+        self.objective = WrongLoss(self.objective)
         return configured(self)
 
-    monkeypatch.setattr(classifier, "augment_batch", counted)
-    monkeypatch.setattr(classifier.loss, "rate_penalty", penalised)
-    monkeypatch.setattr(Classifier, "configure_optimizers", spoiling)
-    status, said = ended(tmp_path / "run")
+    monkeypatch.setattr(classifier, "augment_batch", count_steps)
+    monkeypatch.setattr(classifier.loss, "rate_penalty", wrong_penalty)
+    monkeypatch.setattr(Classifier, "configure_optimizers", set_wrong_loss)
+    status, errors = train_status(tmp_path / "run")
     assert status == 1
-    assert words in said
-    assert said.count("\n") == 1
+    assert message in errors
+    assert errors.count("\n") == 1
     assert not (tmp_path / "run" / "checkpoint.ckpt").exists()
 
 
 def accuracy(capsys):
-    said = capsys.readouterr().out
-    return said.partition("accuracy")[2].replace("│", " ").split()[0]
+    output = capsys.readouterr().out
+    return output.partition("accuracy")[2].replace("│", " ").split()[0]
 
 
-def test_one_network_has_one_accuracy_though_its_coding_draws(tmp_path, capsys):
+def test_the_accuracy_is_reproducible_with_a_random_coding(tmp_path, capsys):
     options = ["--layers", "24", "--epochs", "3", "--steps", "2", "--coding", "poisson"]
     assert main(["train", *options, "--out", str(tmp_path / "run")]) == 0
     reported = accuracy(capsys)
-    kept = tmp_path / "run" / "checkpoint.ckpt"
-    for command in (["train", "--resume", tmp_path / "run"], ["predict", kept], ["predict", kept]):
+    path = tmp_path / "run" / "checkpoint.ckpt"
+    for command in (["train", "--resume", tmp_path / "run"], ["predict", path], ["predict", path]):
         torch.manual_seed(time.monotonic_ns())
-        assert main([str(each) for each in command]) == 0
+        assert main([str(argument) for argument in command]) == 0
         assert accuracy(capsys) == reported
 
 
-def test_a_run_that_ended_early_stays_as_it_ended(tmp_path):
+def test_a_run_stopped_early_is_not_continued(tmp_path):
     settings = quick(epochs=30, patience=2, learning_rate=1e-7, coding="poisson")
     _, outcome = train.fit(settings, tmp_path / "run")
     last = tmp_path / "run" / "checkpoint.ckpt"
     before = checkpoint.read(last)
     assert before["epoch"] < 29
     (tmp_path / "run").rename(tmp_path / "moved")
-    resumed, kept = train.resume_settings(tmp_path / "moved")
-    _, again = train.fit(resumed, tmp_path / "moved", resume=kept)
-    assert again.accuracy == outcome.accuracy
-    assert again.checkpoint == tmp_path / "moved" / "best.ckpt"
+    resumed, path = train.resume_settings(tmp_path / "moved")
+    _, resumed_outcome = train.fit(resumed, tmp_path / "moved", resume=path)
+    assert resumed_outcome.accuracy == outcome.accuracy
+    assert resumed_outcome.checkpoint == tmp_path / "moved" / "best.ckpt"
     assert checkpoint.read(tmp_path / "moved" / "checkpoint.ckpt")["epoch"] == before["epoch"]
-    _, elsewhere = train.fit(resumed, tmp_path / "elsewhere", resume=kept)
+    _, elsewhere = train.fit(resumed, tmp_path / "elsewhere", resume=path)
     assert elsewhere.accuracy == outcome.accuracy
 
 
 def rows(**options):
-    """A quantity that a linear model explains in part."""
-    drawn = torch.Generator().manual_seed(0)
-    x = torch.randn(80, 2, generator=drawn)
-    y = x[:, 0] + 0.5 * torch.randn(80, generator=drawn)
+    """A table with a quantity `y`; a linear model explains a part of its variance."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 2, generator=generator)
+    y = x[:, 0] + 0.5 * torch.randn(80, generator=generator)
     frame = pandas.DataFrame({"a": x[:, 0].numpy(), "b": x[:, 1].numpy(), "y": y.numpy()})
     return data.Table(frame, **options)
 
@@ -288,16 +288,16 @@ def test_runs_are_listed_in_80_columns_with_the_linear_models_result(tmp_path, m
     assert max(len(line) for line in lines) <= 80
     assert lines[0].split() == ["run", "data", "result", "linear", "when"]
     assert "layers 16c3b-p2-32c3b-p2-128, surrogate ATan" in lines[2]
-    said = json.loads((runs / "digits-0" / "result.json").read_text())
+    result = json.loads((runs / "digits-0" / "result.json").read_text())
     (digits,) = (line.split() for line in lines if line.startswith("digits-0"))
-    assert digits[1:4] == ["digits", f"{said['value']:.1%}", f"{said['linear']['accuracy']:.1%}"]
+    assert digits[1:4] == ["digits", f"{result['value']:.1%}", f"{result['linear']['accuracy']:.1%}"]
     (quantity,) = (line for line in lines if line.startswith("quantity"))
     assert "in memory" in quantity
     assert "R² " in quantity
     assert "not finished" not in quantity
 
 
-def test_a_run_on_data_in_memory_says_that_no_file_holds_them(tmp_path, capsys):
+def test_predict_refuses_a_run_on_data_in_memory(tmp_path, capsys):
     train.fit(train.Settings(layers="4", epochs=1), tmp_path / "run", samples=rows())
     assert train.load(tmp_path / "run").settings.data == "in memory"
     assert main(["predict", str(tmp_path / "run")]) == 2
@@ -308,41 +308,41 @@ def test_variance_explained_is_r_squared_on_the_test_set(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     frame = rows().source
     frame[:60].to_csv("mine.csv", index=False)
-    (frame[60:] * 0.3 + 0.1).to_csv("test.csv", index=False)  # of another variance
-    given = ["--data", "mine.csv", "--test", "test.csv", "--layers", "8", "--epochs", "2"]
-    assert main(["train", *given, "--out", "run"]) == 0
-    printed = capsys.readouterr().out
+    (frame[60:] * 0.3 + 0.1).to_csv("test.csv", index=False)  # with another variance
+    arguments = ["--data", "mine.csv", "--test", "test.csv", "--layers", "8", "--epochs", "2"]
+    assert main(["train", *arguments, "--out", "run"]) == 0
+    output = capsys.readouterr().out
     answers = train.predict("run", "test.csv")
     truth = [float(label) for label in answers.labels]
     expected = r2_score(truth, answers.answers)
-    said = json.loads(Path("run/result.json").read_text())
-    assert said["value"] == pytest.approx(expected, abs=1e-4)
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["value"] == pytest.approx(expected, abs=1e-4)
     error = sum((a - b) ** 2 for a, b in zip(truth, answers.answers, strict=True)) / len(truth)
-    shown = printed.partition("mean squared error")[2].replace("│", " ").split()[0]
-    assert float(shown) == pytest.approx(error, rel=1e-3)
-    assert f"{expected:.1%}" in printed
+    printed_error = output.partition("mean squared error")[2].replace("│", " ").split()[0]
+    assert float(printed_error) == pytest.approx(error, rel=1e-3)
+    assert f"{expected:.1%}" in output
     samples = data.Table("mine.csv", test="test.csv")
     samples.setup()
     ridge = Ridge().fit(samples.training.inputs, samples.training.labels)
-    beside = r2_score(samples.test.labels, ridge.predict(samples.test.inputs))
-    assert said["linear"]["accuracy"] == pytest.approx(beside, abs=1e-4)
+    linear = r2_score(samples.test.labels, ridge.predict(samples.test.inputs))
+    assert result["linear"]["accuracy"] == pytest.approx(linear, abs=1e-4)
     assert main(["predict", "run"]) == 0
     assert f"{expected:.1%} of the variance explained" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("layers", "reached", "words"),
+    ("layers", "score", "message"),
     [
         ("256,256", 0.4, "try --layers 32-skip --patience 30 --weight-decay 2.0."),
         ("32-skip", 0.4, "more samples may help; with these, use the linear model."),
         ("256,256", 0.56, ""),
     ],
 )
-def test_a_result_far_below_the_linear_model_says_what_to_try(layers, reached, words, capsys):
-    few = {"patience": 30, "weight_decay": 2.0} if layers == "32-skip" else {}
-    settings = train.Settings(layers=layers, **few)
-    outcome = train.Outcome(settings, Path("a"), None, reached, {}, {}, {}, 1.0, {})
+def test_a_result_far_below_the_linear_model_suggests_options(layers, score, message, capsys):
+    few_rows = {"patience": 30, "weight_decay": 2.0} if layers == "32-skip" else {}
+    settings = train.Settings(layers=layers, **few_rows)
+    outcome = train.Outcome(settings, Path("a"), None, score, {}, {}, {}, 1.0, {})
     tables.print_result(outcome, train.Linear("linear classifier", 0.6, None), [], 1.0)
-    printed = capsys.readouterr().out
-    assert ("The network is far below the linear classifier (40.0% beside 60.0%)" in printed) is bool(words)
-    assert words in printed
+    output = capsys.readouterr().out
+    assert ("The network is far below the linear classifier (40.0% beside 60.0%)" in output) is bool(message)
+    assert message in output

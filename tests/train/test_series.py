@@ -1,4 +1,4 @@
-"""Series of one's own: the spiking Rocket where it validates better, trained, kept and used."""
+"""Users' series: choosing the spiking Rocket by validation, training, loading and converting it."""
 
 import re
 
@@ -15,12 +15,12 @@ from hibana.cli import main
 from hibana.train import series
 
 
-def bumps(count=60, steps=40):
-    """A saw that rises or falls, anywhere in noise: ``[N, T]``, and classes."""
-    drawn = np.random.default_rng(0)
-    values, labels = 0.2 * drawn.standard_normal((count, steps)), np.arange(count) % 2
+def sawteeth(count=60, steps=40):
+    """Rising or falling ramps at random positions in noise, ``[N, T]``, and their classes."""
+    random = np.random.default_rng(0)
+    values, labels = 0.2 * random.standard_normal((count, steps)), np.arange(count) % 2
     for row, label in zip(values, labels, strict=True):
-        start = drawn.integers(0, steps - 12)
+        start = random.integers(0, steps - 12)
         row[start : start + 12] += np.linspace(0, 2.5, 12)[:: -1 if label else 1]
     return values, np.array(["rises", "falls"])[labels]
 
@@ -28,7 +28,7 @@ def bumps(count=60, steps=40):
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("data") / "bumps.npz"
-    x, y = bumps()
+    x, y = sawteeth()
     np.savez(path, x=x[..., None], y=y)
     return path
 
@@ -39,7 +39,7 @@ def run(file, tmp_path_factory):
     return *train.fit(train.Settings(data=str(file)), folder / "run"), file
 
 
-def test_the_rocket_is_taken_where_it_validates_better(run):
+def test_the_rocket_is_chosen_if_it_validates_better(run):
     model, outcome, _ = run
     settings = outcome.settings
     assert (settings.layers, settings.steps, settings.epochs) == ("rocket40", 40, 0)
@@ -50,33 +50,33 @@ def test_the_rocket_is_taken_where_it_validates_better(run):
     assert isinstance(model.net, type(hb.models.rocket((1,), 2, steps=40)))
 
 
-def test_its_checkpoint_answers_as_it_did(run):
+def test_the_loaded_rocket_equals_the_trained_one(run):
     model, outcome, file = run
-    again = train.load(outcome.checkpoint)
+    loaded = train.load(outcome.checkpoint)
     inputs = torch.randn(3, 40, 1)
-    assert torch.equal(again(inputs), model.eval()(inputs))
+    assert torch.equal(loaded(inputs), model.eval()(inputs))
     answers = train.predict(outcome.checkpoint, file)
-    right = [answer == label for answer, label in zip(answers.answers, answers.labels, strict=True)]
-    assert sum(right) >= 57
+    correct = [answer == label for answer, label in zip(answers.answers, answers.labels, strict=True)]
+    assert sum(correct) >= 57
     assert min(map(max, answers.probabilities)) >= 0.5
 
 
-def test_it_is_converted_to_c_of_whole_numbers(run, tmp_path, capsys):
+def test_the_rocket_is_converted_to_c_with_integers(run, tmp_path, capsys):
     _, outcome, _ = run
     target = tmp_path / "bumps.c"
     assert main(["convert", str(outcome.checkpoint.parent), str(target), "--bits", "8"]) == 0
-    said = capsys.readouterr().out
-    assert "same class:" in said
-    assert re.search(r"branches\.0\.w +Window +0\.00%", said)
+    output = capsys.readouterr().out
+    assert "same class:" in output
+    assert re.search(r"branches\.0\.w +Window +0\.00%", output)
     assert "float" not in re.sub(r"/\*.*?\*/", "", target.read_text(), flags=re.DOTALL)
 
 
-def test_it_goes_on_by_gradient(run, tmp_path):
+def test_a_rocket_is_trained_by_gradient(run, tmp_path):
     _, outcome, file = run
     settings = train.Settings(data=str(file), layers="rocket40", epochs=1)
     assert (settings.steps, settings.loss, settings.start_rate) == (40, "membrane-mean", 0.0)
-    model, further = train.fit(settings, tmp_path / "run")
-    assert further.accuracy >= outcome.accuracy - 0.1
+    model, later = train.fit(settings, tmp_path / "run")
+    assert later.accuracy >= outcome.accuracy - 0.1
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
     before = train.load(outcome.checkpoint).state_dict()
     assert not torch.equal(
@@ -85,30 +85,30 @@ def test_it_goes_on_by_gradient(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_says_what_was_compared(file, tmp_path, capsys):
+def test_the_command_prints_the_comparison(file, tmp_path, capsys):
     main(["train", "--data", str(file), "--out", str(tmp_path / "run")])
-    told = capsys.readouterr().out
-    assert "bumps.npz: 60 sequences of 1 feature, 40 steps, stretched to 40" in told
-    assert re.search(r"spiking Rocket over 40 steps.*: [\d.]+% of left-out training series right", told)
+    output = capsys.readouterr().out
+    assert "bumps.npz: 60 sequences of 1 feature, 40 steps, stretched to 40" in output
+    assert re.search(r"spiking Rocket over 40 steps.*: [\d.]+% of left-out training series right", output)
     assert (tmp_path / "run" / "training.png").stat().st_size > 10_000
     main(["runs", str(tmp_path)])
-    assert "rocket" not in capsys.readouterr().out  # it is as usual, and so not listed
+    assert "rocket" not in capsys.readouterr().out  # the default is not listed
     main(["train", "--resume", str(tmp_path / "run"), "--epochs", "1"])
     assert "test accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("error", "layers"), [(0.1, "rocket40r3"), (0.3, "rocket40")])
-def test_neurons_rest_where_the_error_of_left_out_series_is_less(file, monkeypatch, error, layers):
+def test_neurons_are_refractory_if_the_error_of_left_out_series_is_lower(file, monkeypatch, error, layers):
     settings = train.Settings(data=str(file))
     samples = settings.samples()
     samples.setup()
-    tried = series._fit_candidate
+    fit_candidate = series._fit_candidate
 
-    def given(*arguments):
-        found = tried(*arguments)
-        return found._replace(error=error if "r3" in found.settings.layers else 0.2)
+    def fit_with_fixed_error(*arguments):
+        candidate = fit_candidate(*arguments)
+        return candidate._replace(error=error if "r3" in candidate.settings.layers else 0.2)
 
-    monkeypatch.setattr(series, "_fit_candidate", given)
+    monkeypatch.setattr(series, "_fit_candidate", fit_with_fixed_error)
     chosen, longer = series.choose_network(settings, samples)
     assert chosen.layers == layers
     assert ("refractory for 3 steps" in longer.summary) == (layers == "rocket40r3")
@@ -117,19 +117,19 @@ def test_neurons_rest_where_the_error_of_left_out_series_is_less(file, monkeypat
 
 
 @pytest.mark.parametrize(
-    "said",
+    "options",
     [{"layers": "16"}, {"epochs": 3}, {"cell": "ALIF"}, {"threshold": 0.5}, {"class_weights": "balanced"}],
 )
-def test_what_was_said_of_the_network_leaves_nothing_to_choose(file, said):
-    settings = train.Settings(data=str(file), **said)
+def test_explicit_options_of_the_network_disable_the_choice(file, options):
+    settings = train.Settings(data=str(file), **options)
     samples = settings.samples()
     samples.setup()
-    chosen, kept = series.choose_network(settings, samples)
-    assert kept is samples
+    chosen, same = series.choose_network(settings, samples)
+    assert same is samples
     assert chosen == settings.on(samples)
 
 
-def test_steps_that_were_said_are_those_of_the_rocket(file):
+def test_explicit_steps_are_used_by_the_rocket(file):
     settings = train.Settings(data=str(file), steps=20)
     samples = settings.samples()
     samples.setup()
@@ -138,16 +138,16 @@ def test_steps_that_were_said_are_those_of_the_rocket(file):
 
 
 @pytest.mark.slow
-def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
-    """A fast and a slow wave, of any length: stretched, their paces are lost."""
-    drawn = np.random.default_rng(0)
+def test_unequal_lengths_are_stretched_or_padded_by_validation(tmp_path):
+    """Fast and slow waves of random lengths: stretching removes the difference of their frequencies."""
+    random = np.random.default_rng(0)
     (tmp_path / "waves").mkdir()
     for number in range(48):
-        label, length = ("slow", "fast")[number % 2], int(drawn.integers(30, 80))
-        time = np.arange(length) * (0.45, 0.55)[number % 2] + 6 * drawn.random()
+        label, length = ("slow", "fast")[number % 2], int(random.integers(30, 80))
+        time = np.arange(length) * (0.45, 0.55)[number % 2] + 6 * random.random()
         folder = tmp_path / "waves" / label
         folder.mkdir(exist_ok=True)
-        values = np.sin(time) + 0.1 * drawn.standard_normal(length)
+        values = np.sin(time) + 0.1 * random.standard_normal(length)
         (folder / f"{number}.csv").write_text("x\n" + "\n".join(f"{value:.4f}" for value in values))
     settings = train.Settings(data=str(tmp_path / "waves"))
     samples = settings.samples()
@@ -161,19 +161,19 @@ def test_unequal_lengths_are_stretched_or_padded_as_validates_better(tmp_path):
     assert sum(map(str.__eq__, answers.answers, answers.labels)) >= 43
     from hibana.cli.play.network import TrainedNetwork
 
-    seen = TrainedNetwork(str(tmp_path / "run")).sample(0)
+    shown = TrainedNetwork(str(tmp_path / "run")).sample(0)
     first = longer.test.inputs[0, : longer.test.lengths[0]]
-    assert len(seen["potentials"]) == len(first)
+    assert len(shown["potentials"]) == len(first)
     scores = model(first[None])
-    assert seen["answer"] == int(scores.argmax())
+    assert shown["answer"] == int(scores.argmax())
 
 
 def test_the_command_trains_on_masked_sequences(tmp_path, capsys):
-    drawn = np.random.default_rng(0)
-    lengths = drawn.integers(5, 12, 30)
+    random = np.random.default_rng(0)
+    lengths = random.integers(5, 12, 30)
     padded = np.zeros((30, 12, 1))
     for row, length, label in zip(padded, lengths, np.arange(30) % 2, strict=True):
-        row[:length, 0] = drawn.standard_normal(length) + label
+        row[:length, 0] = random.standard_normal(length) + label
     np.savez(tmp_path / "short.npz", x=padded, y=np.arange(30) % 2, lengths=lengths)
     small = ["--lengths", "mask", "--steps", "12", "--layers", "8w3", "--epochs", "2"]
     run = tmp_path / "run"
@@ -185,12 +185,12 @@ def test_the_command_trains_on_masked_sequences(tmp_path, capsys):
     from hibana.cli.play.network import TrainedNetwork
 
     network = TrainedNetwork(str(run))
-    seen = network.sample(network.next_misclassified(0))
-    assert seen["answer"] != seen["label"]
+    shown = network.sample(network.next_misclassified(0))
+    assert shown["answer"] != shown["label"]
 
 
-def test_quantities_and_spike_trains_are_as_before(tmp_path):
-    x, _ = bumps()
+def test_quantities_and_spike_trains_use_no_rocket(tmp_path):
+    x, _ = sawteeth()
     np.savez(tmp_path / "level.npz", x=x[..., None], y=x.mean(1) + np.linspace(0, 1, 60))
     np.savez(tmp_path / "spikes.npz", x=(x > 0.5)[..., None].astype("u1"), y=np.arange(60) % 2)
     for name in ("level.npz", "spikes.npz"):
@@ -200,7 +200,7 @@ def test_quantities_and_spike_trains_are_as_before(tmp_path):
         assert series.choose_network(settings, samples) == (settings.on(samples), samples)
 
 
-def test_refuses_what_it_can_not_be():
+def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match="epochs must be at least 1"):
         train.Settings(layers="16", epochs=0)
     with pytest.raises(ValueError, match="is not a layer"):
@@ -211,13 +211,13 @@ def test_refuses_what_it_can_not_be():
         train.Classifier(train.Settings(data="shd", layers="rocket50"), (700,), 20, most_weights=1_000)
 
 
-def test_what_follows_the_end_of_a_masked_sequence_does_not_count(tmp_path):
-    """Each sequence is answered as it is alone, by windows that were trained and by a Rocket."""
-    drawn = np.random.default_rng(0)
-    values = [drawn.standard_normal((int(length), 2)) for length in drawn.integers(9, 30, 40)]
+def test_padding_of_masked_sequences_has_no_effect(tmp_path):
+    """Predictions for a batch equal those for single sequences, for trained windows and for a Rocket."""
+    random = np.random.default_rng(0)
+    values = [random.standard_normal((int(length), 2)) for length in random.integers(9, 30, 40)]
     labels = np.array(["up", "down"])[np.arange(40) % 2]
-    for number, each in enumerate(values):
-        each[:] += 2 * (number % 2)
+    for number, sequence in enumerate(values):
+        sequence[:] += 2 * (number % 2)
     for layers in ("16w3", "rocket30"):
         samples = hb.data.Sequences(values, labels=labels, lengths="mask", steps=30)
         settings = train.Settings(
@@ -227,18 +227,18 @@ def test_what_follows_the_end_of_a_masked_sequence_does_not_count(tmp_path):
         batch = next(iter(samples.test_dataloader()))
         assert len(batch) == 3
         assert batch[2].tolist() == [len(values[k]) for k in _indices(samples, values)]
-        together = train.predict(model, values).probabilities
+        in_batch = train.predict(model, values).probabilities
         with torch.no_grad():
-            for each, probabilities in zip(values[:5], together, strict=False):
-                alone = model(samples.description.inputs.scaled(each)[None].float()).softmax(1)[0]
+            for sequence, probabilities in zip(values[:5], in_batch, strict=False):
+                alone = model(samples.description.inputs.scaled(sequence)[None].float()).softmax(1)[0]
                 assert alone.tolist() == pytest.approx(probabilities, abs=1e-4)
-        assert outcome.accuracy >= (0.5 if layers == "16w3" else 0.9)  # two epochs teach windows little
+        assert outcome.accuracy >= (0.5 if layers == "16w3" else 0.9)  # windows learn little in two epochs
         assert all(rate > 0 for rate in outcome.rates.values())
 
 
 def _indices(samples, values):
-    """Which of `values` each test sample is."""
-    first = [samples.description.inputs.scaled(each)[0].float() for each in values]
+    """The index in `values` of each test sample."""
+    first = [samples.description.inputs.scaled(sequence)[0].float() for sequence in values]
     return [
         next(k for k, row in enumerate(first) if torch.equal(row, inputs[0]))
         for inputs in samples.test.inputs

@@ -1,4 +1,4 @@
-"""Runs with sparse layers whose synapses move: they resume, load and convert."""
+"""Runs with sparse layers and rewiring: resuming, loading and converting them."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def sparse_layers(net):
     ("description", "shape", "connectivity"),
     [("80,60", (28, 28), 0.05), ("40-30r", (13,), 0.2), ("4c3-50", (8, 8), 0.1), ("50-skip", (13,), 0.3)],
 )
-def test_connectivity_is_that_of_all_linear_layers_together(description, shape, connectivity):
+def test_connectivity_is_the_fraction_over_all_linear_layers(description, shape, connectivity):
     dense = architecture.build(description, shape, 10, hb.IFCell)
     net = architecture.build(description, shape, 10, hb.IFCell, connectivity=connectivity, most_weights=4000)
     absent = sum(p.numel() for p in dense.parameters()) - sum(p.numel() for p in net.parameters())
@@ -30,14 +30,14 @@ def test_connectivity_is_that_of_all_linear_layers_together(description, shape, 
     total, outputs = sum(p.numel() for p in matrices), sum(len(p) for p in matrices)
     assert 0 <= connectivity * total - (total - absent) <= outputs  # numbers per output are rounded down
     for layer in sparse_layers(net):
-        per_output = layer.targets.long().bincount()  # of the first outputs; the others have no synapses
+        per_output = layer.targets.long().bincount()  # only the first outputs have synapses
         assert len(per_output.unique()) == 1
     assert net(torch.rand(3, 2, *shape)).shape == (3, 2, 10)
     with pytest.raises(ValueError, match="layers must have at most 100 weights together"):
         architecture.build(description, shape, 10, hb.IFCell, connectivity=connectivity, most_weights=100)
 
 
-def test_with_few_synapses_a_part_of_the_hidden_neurons_has_some():
+def test_with_few_synapses_only_some_hidden_neurons_are_connected():
     net = architecture.build("8w2-400,400r", (64,), 10, hb.IFCell, connectivity=0.02)
     first, second, recurrent, readout = sparse_layers(net)
     connected = len(second.targets.unique())
@@ -51,7 +51,7 @@ def test_with_few_synapses_a_part_of_the_hidden_neurons_has_some():
     assert rates["if2"] == pytest.approx(0.2 * connected / 400, rel=0.1)
 
 
-def test_only_synapses_decay():
+def test_weight_decay_applies_only_to_synapses():
     net = architecture.build("20", (13,), 2, hb.PLIFCell, connectivity=0.5)
     decayed, others = train.weight_decay_groups(net, 0.1)
     assert any(parameter is net.linear1.weight for parameter in decayed["params"])

@@ -1,4 +1,4 @@
-"""Checkpoints, settings and arrays of strangers, or damaged: nothing in them runs; each gets a sentence."""
+"""Untrusted or damaged checkpoints, settings and arrays: no code in them runs, and errors are one line."""
 
 import random
 import sys
@@ -21,7 +21,7 @@ from hibana.train import checkpoint
 
 
 def content(**changes):
-    """What a checkpoint of a network that nobody trained holds."""
+    """The contents of a checkpoint of an untrained network."""
     torch.manual_seed(0)
     settings = train.Settings(**{"layers": "12", "steps": 4, "epochs": 1})
     model = train.Classifier(settings, (8, 8), 10)
@@ -34,8 +34,8 @@ def content(**changes):
 
 
 @pytest.fixture
-def stranger(tmp_path, monkeypatch):
-    """A module that lies where Python finds it, and leaves a trace when it is imported."""
+def untrusted(tmp_path, monkeypatch):
+    """A folder on the path with a module stranger, which creates a file `trace` when it is imported."""
     (tmp_path / "stranger.py").write_text(
         "from pathlib import Path\n"
         "from torch import nn\n"
@@ -52,8 +52,8 @@ def stranger(tmp_path, monkeypatch):
     sys.modules.pop("stranger", None)
 
 
-def said(capsys, *arguments):
-    """The one line that `hibana` refuses `arguments` with."""
+def refusal(capsys, *arguments):
+    """The one-line error message with which `hibana` refuses `arguments`."""
     assert main([str(argument) for argument in arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -62,28 +62,28 @@ def said(capsys, *arguments):
     return err
 
 
-def test_a_checkpoint_names_no_function_that_is_run_unasked(stranger, capsys):
+def test_a_function_named_in_a_checkpoint_runs_only_if_trusted(untrusted, capsys):
     from hibana.cli.play.network import TrainedNetwork
 
-    path = stranger / "hostile.ckpt"
+    path = untrusted / "hostile.ckpt"
     checkpoint.write(content(layers="stranger:net"), path)
     for command in (["predict"], ["train", "--resume"]):
-        assert "'stranger:net'" in said(capsys, *command, path)
-        assert "'stranger:net'" in said(capsys, *command, path, "--trust", "stranger:other")
-    assert "'stranger:net'" in said(capsys, "convert", path, stranger / "net.pt2")
+        assert "'stranger:net'" in refusal(capsys, *command, path)
+        assert "'stranger:net'" in refusal(capsys, *command, path, "--trust", "stranger:other")
+    assert "'stranger:net'" in refusal(capsys, "convert", path, untrusted / "net.pt2")
     with pytest.raises(ValueError, match="'stranger:net'"):
         TrainedNetwork(str(path))
     with pytest.raises(ValueError, match=r"'stranger:net'.*--trust stranger:net"):
         train.load(path)
     with pytest.raises(ValueError, match="'stranger:net'"):
         train.resume_settings(path)
-    assert not (stranger / "trace").exists()
+    assert not (untrusted / "trace").exists()
 
 
-def test_a_function_that_is_allowed_gets_plain_numbers(stranger, capsys):
-    path = stranger / "theirs.ckpt"
-    made = nn.Sequential(nn.Flatten(2), nn.Linear(64, 12), hb.IF(), nn.Linear(12, 10), hb.LI())
-    state = {f"net.{name}": value for name, value in made.state_dict().items()}
+def test_a_trusted_function_receives_only_plain_numbers(untrusted, capsys):
+    path = untrusted / "theirs.ckpt"
+    network = nn.Sequential(nn.Flatten(2), nn.Linear(64, 12), hb.IF(), nn.Linear(12, 10), hb.LI())
+    state = {f"net.{name}": value for name, value in network.state_dict().items()}
     checkpoint.write({**content(layers="stranger:net"), "state_dict": state}, path)
     assert train.load(path, trust=["stranger:net"]).settings.layers == "stranger:net"
     assert main(["predict", str(path), "--trust", "stranger:net"]) == 0
@@ -91,26 +91,26 @@ def test_a_function_that_is_allowed_gets_plain_numbers(stranger, capsys):
     for shape, classes in ((["sh", "-c"], 10), ([8, 8], "10"), ([8, 9], 10), ([8, 8], True)):
         crafted = content(layers="stranger:net", shape=shape, classes=classes)
         checkpoint.write({**crafted, "state_dict": state}, path)
-        (stranger / "trace").unlink(missing_ok=True)
+        (untrusted / "trace").unlink(missing_ok=True)
         sys.modules.pop("stranger", None)
         with pytest.raises(ValueError, match="of other inputs than digits"):
             train.load(path, trust=["stranger:net"])
-        assert not (stranger / "trace").exists()
+        assert not (untrusted / "trace").exists()
 
 
 @pytest.mark.slow
-def test_settings_name_no_function_that_is_run_unasked(stranger, capsys):
-    (stranger / "theirs.yaml").write_text("layers: stranger:net\nepochs: 1\n")
+def test_a_function_named_in_settings_runs_only_if_trusted(untrusted, capsys):
+    (untrusted / "theirs.yaml").write_text("layers: stranger:net\nepochs: 1\n")
     options = ["train", "--settings", "theirs.yaml", "--out", "run"]
-    assert "'stranger:net'" in said(capsys, *options)
-    assert not (stranger / "trace").exists()
-    assert not (stranger / "run").exists()
-    assert train.read(stranger / "theirs.yaml", trust=["stranger:net"]).layers == "stranger:net"
-    assert train.read(stranger / "theirs.yaml", layers="12").layers == "12"
+    assert "'stranger:net'" in refusal(capsys, *options)
+    assert not (untrusted / "trace").exists()
+    assert not (untrusted / "run").exists()
+    assert train.read(untrusted / "theirs.yaml", trust=["stranger:net"]).layers == "stranger:net"
+    assert train.read(untrusted / "theirs.yaml", layers="12").layers == "12"
     assert main([*options, "--trust", "stranger:net"]) == 0
     assert main(["train", "--layers", "stranger:net", "--epochs", "1", "--out", "typed"]) == 0
     capsys.readouterr()
-    assert "'stranger:net'" in said(capsys, "train", "--resume", "typed")
+    assert "'stranger:net'" in refusal(capsys, "train", "--resume", "typed")
 
 
 def test_each_flipped_bit_of_a_checkpoint_is_refused(tmp_path):
@@ -118,22 +118,22 @@ def test_each_flipped_bit_of_a_checkpoint_is_refused(tmp_path):
     checkpoint.write(content(), original)
     assert train.load(original).settings.layers == "12"
     assert torch.load(original, weights_only=True)["epoch"] == 0
-    raw, drawn = original.read_bytes(), random.Random(0)
+    raw, rng = original.read_bytes(), random.Random(0)
     ends = [*range(200), *range(len(raw) - 400, len(raw))]
-    for byte in [*ends, *(drawn.randrange(len(raw)) for _ in range(400))]:
+    for byte in [*ends, *(rng.randrange(len(raw)) for _ in range(400))]:
         other = bytearray(raw)
-        other[byte] ^= 1 << drawn.randrange(8)
+        other[byte] ^= 1 << rng.randrange(8)
         flipped.write_bytes(other)
         with pytest.raises(ValueError, match=r"was changed since it was written|does not end with a digest"):
             train.load(flipped)
-    for length in [*range(100), *(drawn.randrange(len(raw)) for _ in range(100)), len(raw) - 1]:
+    for length in [*range(100), *(rng.randrange(len(raw)) for _ in range(100)), len(raw) - 1]:
         flipped.write_bytes(raw[:length])
         with pytest.raises(ValueError, match=r"was changed since it was written|does not end with a digest"):
             train.load(flipped)
 
 
 def test_checkpoints_of_version_0_2_0_are_read(tmp_path):
-    """It was trained with ``hibana train --layers 4 --epochs 10 --steps 4``."""
+    """The checkpoint was trained with ``hibana train --layers 4 --epochs 10 --steps 4``."""
     path = Path(__file__).with_name("version-0.2.0.ckpt")
     model = train.load(path)
     assert model.settings == train.Settings(layers="4", epochs=10, steps=4)
@@ -141,8 +141,8 @@ def test_checkpoints_of_version_0_2_0_are_read(tmp_path):
     samples.prepare_data()
     samples.setup()
     scores = torch.cat([model(inputs) for inputs, _ in samples.test_dataloader()])
-    right = scores.argmax(1) == torch.cat([labels for _, labels in samples.test_dataloader()])
-    assert right.float().mean().item() == pytest.approx(0.161111)
+    correct = scores.argmax(1) == torch.cat([labels for _, labels in samples.test_dataloader()])
+    assert correct.float().mean().item() == pytest.approx(0.161111)
     settings, resumed = train.resume_settings(path)
     _, outcome = train.fit(replace(settings, epochs=11), tmp_path / "run", resume=resumed)
     assert len(outcome.history["training/loss"]) == 11
@@ -155,7 +155,7 @@ def test_a_network_trained_with_augmentations_of_earlier_versions_opens_and_does
         train.resume_settings(tmp_path / "earlier.ckpt")
 
 
-class Calls:
+class CreatesFile:
     """Creates `path` when it is unpickled."""
 
     def __init__(self, path):
@@ -167,7 +167,8 @@ class Calls:
 
 def test_a_checkpoint_that_calls_a_function_is_refused_and_calls_nothing(tmp_path):
     path = tmp_path / "crafted.ckpt"
-    for hostile in ({**content(), "callbacks": {"a": Calls(tmp_path / "trace")}}, Calls(tmp_path / "trace")):
+    call = CreatesFile(tmp_path / "trace")
+    for hostile in ({**content(), "callbacks": {"a": call}}, call):
         checkpoint.write(hostile, path)
         for load in (train.load, train.resume_settings):
             with pytest.raises(ValueError, match="holds more than tensors and plain values"):
@@ -178,7 +179,7 @@ def test_a_checkpoint_that_calls_a_function_is_refused_and_calls_nothing(tmp_pat
         train.load(path)
 
 
-def test_a_checkpoint_of_a_larger_network_than_its_weights_makes_none(tmp_path):
+def test_a_checkpoint_of_a_larger_network_than_its_weights_is_refused(tmp_path):
     for layers in ("99999999", "90000r", "64-99999999", "9999c7-p2"):
         checkpoint.write(content(layers=layers), tmp_path / "large.ckpt")
         with pytest.raises(ValueError, match=r"layers must have at most .* weights together"):
@@ -192,7 +193,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (BOMB + "epochs: *j\n", "there is no setting 'a'"),
         ("epochs: " + "[" * 20_000, "can't be read: maximum recursion"),
@@ -206,9 +207,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("data: " + "x" * 60_000, "data must be one of"),
     ],
 )
-def test_settings_that_would_take_long_get_a_short_sentence(tmp_path, text, words):
+def test_huge_settings_raise_a_short_error(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ValueError, match=words) as refusal:
+    with pytest.raises(ValueError, match=message) as refusal:
         train.read(tmp_path / "run.yaml")
     assert len(str(refusal.value)) < 700
     assert "\n" not in str(refusal.value)
@@ -231,7 +232,7 @@ def test_settings_may_be_changed_by_hand(tmp_path):
         b"(" * 9_999,
     ],
 )
-def test_an_array_that_is_not_what_its_header_says_is_refused(tmp_path, header):
+def test_an_array_that_contradicts_its_header_is_refused(tmp_path, header):
     path = tmp_path / "a.npy"
     path.write_bytes(b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + bytes(80))
     with pytest.raises(ValueError, match=r"inputs in .*a\.npy"):

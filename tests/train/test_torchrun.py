@@ -1,4 +1,4 @@
-"""Trainings that ``torchrun`` started; ``benchmarks.faults`` kills their processes."""
+"""Trainings started by ``torchrun``; ``benchmarks.faults`` also tests killed processes."""
 
 import subprocess
 import sys
@@ -85,7 +85,7 @@ def test_fit_resumes_after_a_restart(torchrun, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "undisturbed"]
 
 
-WAITING = """
+TIMEOUT = """
 import time
 from datetime import timedelta
 from hibana.train import run
@@ -96,6 +96,6 @@ run._Processes().setup_environment()
 
 
 def test_a_process_that_waits_for_a_connection_ends():
-    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, timeout=90)
-    assert done.returncode == 1
-    assert "setup_environment" in done.stderr
+    result = subprocess.run([sys.executable, "-c", TIMEOUT], capture_output=True, text=True, timeout=90)
+    assert result.returncode == 1
+    assert "setup_environment" in result.stderr

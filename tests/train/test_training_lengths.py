@@ -1,4 +1,4 @@
-"""Training on samples of unequal length: what a padded batch gives is what its samples give."""
+"""Training on samples of unequal length: padded batches and single samples have equal outputs."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from hibana import data, train
 SHAPE = {"layers": "12w3-8r", "cell": "LIF", "surrogate": "ATan", "loss": "membrane-mean", "readout_tau": 5.0}
 
 
-class Short(data.DataSet):
+class ShortLines(data.DataSet):
     """Rising and falling lines of 3 to 12 steps."""
 
     shape, classes, sequential = (2,), 2, True
@@ -33,7 +33,7 @@ class Short(data.DataSet):
 
 @pytest.fixture
 def settings(monkeypatch):
-    monkeypatch.setitem(data.DATA_SETS, "short", Short)
+    monkeypatch.setitem(data.DATA_SETS, "short", ShortLines)
     return train.Settings(
         data="short", coding="none", steps=12, batch_size=30, epochs=6, learning_rate=2e-2, **SHAPE
     )
@@ -43,17 +43,17 @@ def test_sequences_of_unequal_length_are_trained_on_and_tested(settings, tmp_pat
     model, outcome = train.fit(settings, tmp_path / "run")
     assert outcome.accuracy > 0.8
     assert outcome.rates.keys() == outcome.silent.keys() == {"lif1", "lif2"}
-    samples = Short()
+    samples = ShortLines()
     samples.setup()
     with torch.no_grad():
-        alone = [model(x[None, :length]).argmax(1).item() == label for x, label, length in samples.test]
-    assert outcome.accuracy == pytest.approx(sum(alone) / len(alone))
-    assert 0.3 < train.linear_accuracy(model, samples) < 0.7  # means over time tell nothing
-    again = train.load(outcome.checkpoint)
+        correct = [model(x[None, :length]).argmax(1).item() == label for x, label, length in samples.test]
+    assert outcome.accuracy == pytest.approx(sum(correct) / len(correct))
+    assert 0.3 < train.linear_accuracy(model, samples) < 0.7  # means over time do not depend on the class
+    loaded = train.load(outcome.checkpoint)
     inputs, labels, lengths = samples.test.__getitems__(range(30))
     with torch.no_grad():
-        found = again(inputs, lengths).argmax(1)
-    assert (found == labels).float().mean().item() == pytest.approx(outcome.accuracy)
+        classes = loaded(inputs, lengths).argmax(1)
+    assert (classes == labels).float().mean().item() == pytest.approx(outcome.accuracy)
 
 
 def test_neurons_that_never_spike_are_counted_beside_the_rates(settings, tmp_path):
