@@ -1,6 +1,6 @@
-"""What people get wrong on the command line: each mistake is answered by one sentence, and nothing else.
+"""Common mistakes on the command line: each prints a one-line error message, and nothing else.
 
-Mistaken cells and arguments in Python stand in `test_at_hand`, hostile files in `test_strangers_files`.
+Tests of untrusted files are in `test_strangers_files`.
 """
 
 from pathlib import Path
@@ -50,33 +50,33 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Files that are wrong in one way each, and a network that nobody trained."""
-    where = tmp_path_factory.mktemp("mistakes")
+    """A folder of files that each have one fault, and checkpoints of untrained networks."""
+    folder = tmp_path_factory.mktemp("mistakes")
     for name, text in FILES.items():
-        (where / name).write_bytes(text.encode("utf-8", "surrogateescape"))
-    numpy.savez(where / "unnamed.npz", foo=numpy.zeros([9, 2]), bar=numpy.zeros(9))
-    numpy.savez(where / "lengths.npz", x=numpy.zeros([9, 2]), y=numpy.zeros(8))
-    numpy.savez(where / "nan.npz", x=numpy.full([9, 2], numpy.nan), y=numpy.arange(9) % 2)
-    numpy.save(where / "pixels.npy", numpy.full([2, 8, 8], 16.0))
-    numpy.save(where / "images.npy", numpy.zeros([9, 8, 8]))
+        (folder / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    numpy.savez(folder / "unnamed.npz", foo=numpy.zeros([9, 2]), bar=numpy.zeros(9))
+    numpy.savez(folder / "lengths.npz", x=numpy.zeros([9, 2]), y=numpy.zeros(8))
+    numpy.savez(folder / "nan.npz", x=numpy.full([9, 2], numpy.nan), y=numpy.arange(9) % 2)
+    numpy.save(folder / "pixels.npy", numpy.full([2, 8, 8], 16.0))
+    numpy.save(folder / "images.npy", numpy.zeros([9, 8, 8]))
     for name in ("nothing/x/a.xyz", *(f"broken/{kind}/{name}.png" for kind in "xy" for name in "abcdef")):
-        (where / name).parent.mkdir(parents=True, exist_ok=True)
-        (where / name).write_bytes(b"\x89PNG not really")
-    (where / "blank").mkdir()
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\x89PNG not really")
+    (folder / "blank").mkdir()
     for number in range(4):
-        (where / "pictures" / "xy"[number % 2]).mkdir(parents=True, exist_ok=True)
-        Image.new("L", (5, 4), number * 9).save(where / "pictures" / "xy"[number % 2] / f"{number}.png")
-        (where / "events" / "xy"[number % 2]).mkdir(parents=True, exist_ok=True)
-        (where / "events" / "xy"[number % 2] / f"{number}.txt").write_text("1 2 3\n")
+        (folder / "pictures" / "xy"[number % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (5, 4), number * 9).save(folder / "pictures" / "xy"[number % 2] / f"{number}.png")
+        (folder / "events" / "xy"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / "events" / "xy"[number % 2] / f"{number}.txt").write_text("1 2 3\n")
     for data, name in (("good.csv", "own"), ("digits", "digits")):
-        settings = train.Settings(data=data if data == "digits" else str(where / data), layers="4", steps=2)
+        settings = train.Settings(data=data if data == "digits" else str(folder / data), layers="4", steps=2)
         samples = settings.samples()
         samples.setup()
         model = train.build_classifier(settings, samples)
-        described = {} if data == "digits" else {"description": model.description.to_plain()}
-        content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(), **described}
-        checkpoint.write(content, where / f"{name}.ckpt")
-    return where
+        description = {} if data == "digits" else {"description": model.description.to_plain()}
+        content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(), **description}
+        checkpoint.write(content, folder / f"{name}.ckpt")
+    return folder
 
 
 MISTAKES = [
@@ -196,18 +196,18 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "words"), MISTAKES, ids=[line or "nothing" for line, _ in MISTAKES])
-def test_a_mistake_is_answered_by_one_sentence(line, words, folder, capsys, monkeypatch):
+@pytest.mark.parametrize(("line", "message"), MISTAKES, ids=[line or "nothing" for line, _ in MISTAKES])
+def test_a_mistake_prints_a_one_line_error(line, message, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     before = set(Path().rglob("*"))
     assert main(line.split()) in (1, 2)
     out, err = capsys.readouterr()
     assert out == ""
-    assert words in err
+    assert message in err
     assert err.startswith("hibana")
     assert err.count("\n") == 1
-    left = {path for path in set(Path().rglob("*")) - before if "__pycache__" not in str(path)}
-    assert not {path for path in left if path.suffix in (".ckpt", ".yaml", ".png")}
+    new_files = {path for path in set(Path().rglob("*")) - before if "__pycache__" not in str(path)}
+    assert not {path for path in new_files if path.suffix in (".ckpt", ".yaml", ".png")}
 
 
 @pytest.mark.parametrize("command", _COMMANDS)
@@ -217,16 +217,16 @@ def test_no_command_rounds_a_number(command):
             assert argument.parameter.converter is _integer, argument.name
 
 
-def test_samples_unlike_those_trained_on_are_named_with_a_warning(folder, capsys, monkeypatch):
+def test_a_warning_names_samples_outside_the_training_range(folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     assert main(["predict", "own.ckpt", "far.csv"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 5
-    words = "the samples differ from the training data: column 'a' goes from 1e+09 to 1e+09; the training"
-    assert words in err
+    message = "the samples differ from the training data: column 'a' goes from 1e+09 to 1e+09; the training"
+    assert message in err
 
 
-def test_options_are_read_alike_where_pydantic_is_loaded(folder, capsys):
+def test_options_are_parsed_alike_if_pydantic_is_imported(folder, capsys):
     pytest.importorskip("pydantic")
     assert main(["train", "--lr", "1"]) == 2
     assert "Did you mean --learning-rate?" in capsys.readouterr().err

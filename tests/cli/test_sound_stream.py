@@ -1,4 +1,4 @@
-"""``hibana predict --stream`` on raw sound: frames as in training, and what is refused."""
+"""``hibana predict --stream`` on raw sound: frames as in training, and refused inputs."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def tone(pitch, seconds=0.3):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A network of low and high tones, hardly trained."""
+    """The folder of a run on low and high tones, trained for few epochs."""
     folder, draws = tmp_path_factory.mktemp("sound"), np.random.default_rng(0)
     for k in range(20):
         path = folder / "tones" / ("low", "high")[k % 2] / f"{k}.wav"
@@ -41,23 +41,23 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture
-def heard(run, monkeypatch, capsys):
-    def listen(raw, *options):
+def listen(run, monkeypatch, capsys):
+    def run_command(raw, *options):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
         status = main(["predict", str(run), "--stream", *options])
         out, err = capsys.readouterr()
         return status, out.splitlines(), err
 
-    return listen
+    return run_command
 
 
 def raw(samples):
     return (samples * 32_767).astype("<i2").tobytes()
 
 
-def test_each_frame_is_answered_below_the_loudest_so_far(run, heard):
+def test_levels_of_a_frame_are_relative_to_the_loudest_so_far(run, listen):
     samples = tone(1500)
-    status, lines, err = heard(raw(samples), "--rate", str(RATE), "--json")
+    status, lines, err = listen(raw(samples), "--rate", str(RATE), "--json")
     model = train.load(run)
     exact = np.frombuffer(raw(samples), "<i2") / 32_768
     energies = sound.band_energies(exact, RATE, model.description.inputs.highest)
@@ -66,30 +66,30 @@ def test_each_frame_is_answered_below_the_loudest_so_far(run, heard):
     inputs = model.description.inputs.scaled(np.stack(frames)).float()[:, None]
     with torch.no_grad():
         outputs = model.net(inputs)
-        wanted = [model.objective.scores(outputs[: t + 1]).softmax(1)[0] for t in range(len(outputs))]
+        expected = [model.objective.scores(outputs[: t + 1]).softmax(1)[0] for t in range(len(outputs))]
     assert status == 0
     assert len(lines) == len(frames) == 28
-    for line, probabilities in zip(lines, wanted, strict=True):
+    for line, probabilities in zip(lines, expected, strict=True):
         assert list(json.loads(line)["probabilities"].values()) == pytest.approx(
             probabilities.tolist(), abs=1e-4
         )
     assert "28 steps; from a frame to its answer median" in err
 
 
-def test_it_names_a_tone(heard):
+def test_tones_are_classified(listen):
     for pitch, name in ((300, "low"), (1500, "high")):
-        assert name in heard(raw(tone(pitch)))[1][-1]
+        assert name in listen(raw(tone(pitch)))[1][-1]
 
 
-def test_less_than_a_frame_has_no_answer_and_half_a_sample_is_said(heard):
-    assert heard(raw(tone(300)[:399]))[:2] == (0, [])
-    status, lines, err = heard(raw(tone(300)) + b"\1")
+def test_short_input_has_no_answer_and_half_a_sample_is_an_error(listen):
+    assert listen(raw(tone(300)[:399]))[:2] == (0, [])
+    status, lines, err = listen(raw(tone(300)) + b"\1")
     assert status == 1
     assert len(lines) == 28
     assert "standard input must hold samples of two bytes, and ends in the middle of one" in err
 
 
-def test_rates_that_can_not_be_are_refused(heard):
-    assert "--rate must be at least 16,000: tones was trained on sound to 8,000 Hz" in heard(
+def test_invalid_rates_are_refused(listen):
+    assert "--rate must be at least 16,000: tones was trained on sound to 8,000 Hz" in listen(
         b"", "--rate", "8000"
     )[2].replace("\n", " ")

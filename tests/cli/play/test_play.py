@@ -1,4 +1,4 @@
-"""What the playground computes: answers against closed forms, and troubles told instead of raised."""
+"""Computations of the playground: results compared with closed forms, and messages about errors."""
 
 import math
 import os
@@ -20,37 +20,37 @@ from hibana.cli.play.source import UserError
 SURROGATES = ("ATan", "Step", "Triangle", "FastSigmoid")
 
 CELLS = sorted(source.built_in())
-OWN = source.EXAMPLE
+USER_CELL = source.EXAMPLE
 
 
-def asked(cell="IF", values=(), strength=0.3, noise=0.0, top=1.0, code=None, **more):
+def simulate(cell="IF", values=(), strength=0.3, noise=0.0, top=1.0, code=None, **options):
     kind = source.find(cell, code)
-    return neuron.simulate(kind, dict(values), strength=strength, noise=noise, top=top, **more)
+    return neuron.simulate(kind, dict(values), strength=strength, noise=noise, top=top, **options)
 
 
-def test_the_cells_to_choose_from_are_all_cells_and_no_more():
+def test_the_selectable_cells_are_all_cells():
     assert {f"{name}Cell" for name in source.built_in()} == {kind.__name__ for kind in suite.CELLS}
 
 
 def fields_of(kind, defaults=None):
     fields = pytest.importorskip("hibana.cli.play.fields", reason="the extra play is not installed")
-    return {each.name: each for each in fields.cell_fields(kind, lambda: None, defaults or {})}
+    return {field.name: field for field in fields.cell_fields(kind, lambda: None, defaults or {})}
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_is_described_and_answers_at_what_it_is_described_with(cell):
+def test_every_cell_has_fields_and_runs_with_their_values(cell):
     kind = source.find(cell)
     assert kind.__name__ == f"{cell}Cell"
     strength, top = neuron.input_range(kind)
     assert 0 < strength <= top
     values = {name: field.value() for name, field in fields_of(kind).items()}
-    answer = asked(cell, values, strength, 0.0, top)
-    assert (len(answer["spikes"]) > 0) == (cell != "LI")
-    explodes = not numpy.isfinite(answer["gradient"]).all()
-    assert answer["note"].startswith("the gradient explodes") == explodes == (cell == "Izhikevich")
+    result = simulate(cell, values, strength, 0.0, top)
+    assert (len(result["spikes"]) > 0) == (cell != "LI")
+    explodes = not numpy.isfinite(result["gradient"]).all()
+    assert result["note"].startswith("the gradient explodes") == explodes == (cell == "Izhikevich")
     for name in ("input", "potential"):
-        assert answer[name].shape == answer["gradient"].shape == (neuron.STEPS,)
-        assert numpy.isfinite(answer[name]).all()
+        assert result[name].shape == result["gradient"].shape == (neuron.STEPS,)
+        assert numpy.isfinite(result[name]).all()
 
 
 def test_fields_follow_the_signature():
@@ -84,7 +84,7 @@ def test_fields_follow_the_signature():
         fields_of(source.find("", "class Mine(hb.Cell):\n    def __init__(self, tau): pass"))
 
 
-def test_every_surrogate_is_offered_with_its_shape():
+def test_every_surrogate_has_fields_of_its_shape():
     choice = fields_of(hb.LIFCell)["surrogate"]
     select = choice.element.children[0]
     kinds = {type(hb.surrogate.named(name)) for name in select.options}
@@ -94,62 +94,62 @@ def test_every_surrogate_is_offered_with_its_shape():
     assert list(choice.value()[1]) == ["width", "height"]
 
 
-def test_potential_and_spikes_are_the_loops_own():
-    answer = asked("LIF", {"tau": 5.0}, 0.35)
+def test_potential_and_spikes_equal_the_loops():
+    result = simulate("LIF", {"tau": 5.0}, 0.35)
     states = hb.record(hb.LIFCell(tau=5.0), torch.full([neuron.STEPS, 1], 0.35))
-    assert numpy.array_equal(answer["potential"], states["v"].flatten().double().numpy())
-    assert numpy.array_equal(answer["spikes"], states["s"].flatten().nonzero().flatten().numpy())
-    assert answer["rate"] == pytest.approx(float(states["s"].mean()))
+    assert numpy.array_equal(result["potential"], states["v"].flatten().double().numpy())
+    assert numpy.array_equal(result["spikes"], states["s"].flatten().nonzero().flatten().numpy())
+    assert result["rate"] == pytest.approx(float(states["s"].mean()))
 
 
-def test_the_f_i_curve_is_that_of_integrate_and_fire():
-    answer = asked("IF", strength=0.3, top=0.47)
-    for current, rate in zip(answer["currents"], answer["rates"], strict=True):
+def test_the_f_i_curve_equals_the_formula_of_integrate_and_fire():
+    result = simulate("IF", strength=0.3, top=0.47)
+    for current, rate in zip(result["currents"], result["rates"], strict=True):
         period = math.floor(1 / current) + 1 if current > 0 else math.inf  # steps until v > 1
         assert rate == pytest.approx(1 / period, abs=1.5 / neuron.STEPS)
 
 
 def test_noise_makes_a_neuron_fire_below_its_threshold():
-    quiet, noisy = asked("LIF", strength=0.3), asked("LIF", strength=0.3, noise=0.3)
+    quiet, noisy = simulate("LIF", strength=0.3), simulate("LIF", strength=0.3, noise=0.3)
     assert quiet["rate"] == 0 < noisy["rate"]
     below = quiet["currents"] < 0.45
     assert not quiet["rates"][below].any()
     assert noisy["rates"][below].any()
-    assert numpy.array_equal(noisy["input"], asked("LIF", strength=0.3, noise=0.3)["input"])
+    assert numpy.array_equal(noisy["input"], simulate("LIF", strength=0.3, noise=0.3)["input"])
 
 
 @pytest.mark.parametrize("name", SURROGATES)
-def test_the_surrogate_is_found_from_one_step(name):
-    answer = asked("LIF", {"threshold": 1.5, "surrogate": (name, {})})
-    assert answer["threshold"] == pytest.approx(1.5, rel=1e-4)
-    v, derivative = answer["step"]["v"], answer["step"]["derivative"]
-    wanted = hb.surrogate.named(name).derivative(torch.as_tensor(v) - 1.5).numpy()
-    assert numpy.allclose(derivative, wanted, atol=1e-6)
-    assert numpy.array_equal(answer["step"]["s"], v > 1.5)
+def test_the_surrogate_is_measured_by_one_step(name):
+    result = simulate("LIF", {"threshold": 1.5, "surrogate": (name, {})})
+    assert result["threshold"] == pytest.approx(1.5, rel=1e-4)
+    v, derivative = result["step"]["v"], result["step"]["derivative"]
+    expected = hb.surrogate.named(name).derivative(torch.as_tensor(v) - 1.5).numpy()
+    assert numpy.allclose(derivative, expected, atol=1e-6)
+    assert numpy.array_equal(result["step"]["s"], v > 1.5)
 
 
-def test_the_gradient_is_autograds():
+def test_the_gradient_equals_autograds():
     values = {"surrogate": ("ATan", {"alpha": 1.0}), "detach_reset": True}
-    answer = asked("LIF", values, 0.6)
+    result = simulate("LIF", values, 0.6)
     inputs = torch.full([neuron.STEPS, 1], 0.6, requires_grad=True)
     cell = hb.LIFCell(surrogate=hb.surrogate.ATan(1.0), detach_reset=True)
     hb.unroll(cell, inputs, backend="reference")[0].sum().backward()
-    assert numpy.allclose(answer["gradient"], inputs.grad.flatten(), rtol=1e-5)
+    assert numpy.allclose(result["gradient"], inputs.grad.flatten(), rtol=1e-5)
 
 
-def test_a_cell_of_ones_own_is_answered_like_a_built_in_one():
-    assert list(fields_of(source.find("", OWN))) == ["threshold", "decay", "rise"]
-    answer = asked("", {"threshold": 2.0, "rise": 0.0}, 0.3, code=OWN)
-    assert numpy.array_equal(answer["spikes"], asked("IF", {"threshold": 2.0}, 0.3)["spikes"])
-    assert answer["threshold"] == pytest.approx(2.0, rel=1e-4)
-    assert list(answer["others"]) == ["a"]
+def test_a_user_defined_cell_is_simulated_like_a_built_in_one():
+    assert list(fields_of(source.find("", USER_CELL))) == ["threshold", "decay", "rise"]
+    result = simulate("", {"threshold": 2.0, "rise": 0.0}, 0.3, code=USER_CELL)
+    assert numpy.array_equal(result["spikes"], simulate("IF", {"threshold": 2.0}, 0.3)["spikes"])
+    assert result["threshold"] == pytest.approx(2.0, rel=1e-4)
+    assert list(result["others"]) == ["a"]
 
 
 HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("", "it defines no class"),
         ("class A: pass", "it defines A"),
@@ -168,13 +168,13 @@ HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "
         ("class Mine(hb.Cell): pass", "must name each state"),
     ],
 )
-def test_what_is_wrong_with_pasted_code_is_told(text, words):
-    with pytest.raises(UserError, match=re.escape(words)):
+def test_errors_in_pasted_code_are_described(text, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         neuron.input_range(source.find("", text))
 
 
 @pytest.mark.parametrize(
-    ("asking", "words"),
+    ("arguments", "message"),
     [
         ({"values": {"threshold": -1.0}}, "threshold must be positive and finite, got -1.0"),
         ({"values": {"threshold": "x"}}, "threshold must be a float or a tensor, got str"),
@@ -183,21 +183,21 @@ def test_what_is_wrong_with_pasted_code_is_told(text, words):
         ({"cell": "HH"}, "cell must be one of ALIF"),
     ],
 )
-def test_values_that_are_refused_are_told_in_the_words_of_the_cell(asking, words):
-    with pytest.raises(UserError, match=re.escape(words)):
-        asked(**asking)
+def test_refused_values_show_the_error_message_of_the_cell(arguments, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        simulate(**arguments)
 
 
-def test_what_leaves_the_finite_numbers_is_told_and_not_drawn():
-    answer = asked("QIF", {"threshold": 3e38}, 3.0)
-    assert answer["note"].startswith("v is not finite from step ")
-    drawn = answer["potential"][numpy.isfinite(answer["potential"])]
-    assert numpy.abs(drawn).max() < 1e30
+def test_values_that_are_not_finite_are_reported_and_not_drawn():
+    result = simulate("QIF", {"threshold": 3e38}, 3.0)
+    assert result["note"].startswith("v is not finite from step ")
+    potentials = result["potential"][numpy.isfinite(result["potential"])]
+    assert numpy.abs(potentials).max() < 1e30
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A network that nobody trained, as `hibana train` would have kept it."""
+    """The path of a checkpoint of an untrained network, in the format of `hibana train`."""
     pytest.importorskip("lightning", reason="the extra train is not installed")
     return untrained(tmp_path_factory.mktemp("play") / "checkpoint.ckpt")
 
@@ -235,17 +235,17 @@ def test_a_sample_goes_through_the_layers(checkpoint):
     assert numpy.array_equal(shown["layers"]["if2"], spikes["if2"][:, 0].T)
 
 
-def test_the_next_mistake_is_one(checkpoint):
+def test_the_next_misclassified_sample_is_misclassified(checkpoint):
     network = TrainedNetwork(str(checkpoint))
     index = network.next_misclassified(5)
     shown = network.sample(index)
     assert shown["label"] != shown["answer"]
     for between in range(6, index):
-        right = network.sample(between)
-        assert right["label"] == right["answer"]
+        other = network.sample(between)
+        assert other["label"] == other["answer"]
 
 
-def test_what_is_no_checkpoint_or_sample_is_told(checkpoint, tmp_path):
+def test_invalid_checkpoints_and_samples_are_refused(checkpoint, tmp_path):
     (tmp_path / "text").write_text("no checkpoint")
     for path in (tmp_path / "text", tmp_path / "missing", tmp_path, "\0", "~nobody/x"):
         with pytest.raises(ValueError, match="checkpoint must be a file that `hibana train` wrote"):
@@ -264,25 +264,25 @@ def test_ctrl_c_ends_the_playground():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may have had it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore SIGINT
         start_new_session=True,
-    ) as playing:
-        assert playing.stdout.readline().startswith("http://127.0.0.1:")
-        os.killpg(playing.pid, signal.SIGINT)
+    ) as process:
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        os.killpg(process.pid, signal.SIGINT)
         try:
-            _, errors = playing.communicate(timeout=600)
+            _, errors = process.communicate(timeout=600)
         finally:
-            playing.kill()
-    assert (playing.returncode, errors) == (130, "hibana play: interrupted\n")
+            process.kill()
+    assert (process.returncode, errors) == (130, "hibana play: interrupted\n")
 
 
-def test_the_network_that_comes_with_hibana_is_there_under_its_name(tmp_path, monkeypatch):
+def test_the_shipped_network_is_opened_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("safetensors", reason="the extra hub is not installed")
     network = TrainedNetwork("digits")
     assert network.title.startswith("digits · 16c3b-p2-32c3b-p2-64 · IF neurons")
     shown = [network.sample(index) for index in range(0, network.count, 6)]
-    assert sum(each["answer"] == each["label"] for each in shown) >= 0.9 * len(shown)
+    assert sum(sample["answer"] == sample["label"] for sample in shown) >= 0.9 * len(shown)
     (tmp_path / "digits").write_text("a file of that name is the user's")
     with pytest.raises(ValueError, match="checkpoint must be a file that `hibana train` wrote"):
         TrainedNetwork("digits")
