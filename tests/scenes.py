@@ -1,4 +1,4 @@
-"""Data for drawings, the same each time: made by numpy's generators, which keep their streams."""
+"""Data for figures that never change: drawn by NumPy's generators, whose streams are stable."""
 
 import numpy as np
 import torch
@@ -14,14 +14,14 @@ def spikes(*shape, rate=0.1, seed=0):
     return (uniform(*shape, seed=seed) < rate).float()
 
 
-def recorded(steps=100):
+def recording(steps=100):
     """Potential and spikes of a leaky neuron, ``[T]``."""
     states = hb.record(hb.LIFCell(tau=20.0), uniform(steps) / 6)
     return states["v"], states["s"]
 
 
 def layers(steps=100):
-    """Two layers, the second with neurons of unlike rates."""
+    """The spikes of two layers; neurons of the second have different rates."""
     first, second = (60, 30)
     even = spikes(steps, first, rate=0.08)
     uneven = (uniform(steps, second, seed=1) < torch.linspace(0, 0.2, second)).float()

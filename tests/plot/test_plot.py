@@ -1,4 +1,4 @@
-"""Drawings show what they are given, on the axes they are given."""
+"""Figures contain the data of their arguments, and use the axes that are passed."""
 
 import re
 
@@ -14,7 +14,7 @@ from hibana.plot.style import GREY, PALETTE, RED
 from scenes import layers, spikes
 
 
-def drawn(axes, label):
+def line_data(axes, label):
     (line,) = [line for line in axes.lines if line.get_label() == label]
     return torch.tensor(line.get_xydata())
 
@@ -25,21 +25,21 @@ def marks(axes):
 
 def test_membrane_marks_each_spike_on_the_potential():
     potentials = torch.tensor([0.0, 0.6, 1.2, 0.1, 1.1])
-    fired = (potentials > 1).float()
-    own = Figure().subplots()
-    axes = plot.membrane(potentials, fired, 1.0, own)
-    assert axes is own
-    assert torch.equal(drawn(axes, "membrane potential")[:, 1].float(), potentials)
-    assert torch.allclose(drawn(axes, "spike").float(), torch.tensor([[2.0, 1.2], [4.0, 1.1]]))
+    spikes_ = (potentials > 1).float()
+    figure_axes = Figure().subplots()
+    axes = plot.membrane(potentials, spikes_, 1.0, figure_axes)
+    assert axes is figure_axes
+    assert torch.equal(line_data(axes, "membrane potential")[:, 1].float(), potentials)
+    assert torch.allclose(line_data(axes, "spike").float(), torch.tensor([[2.0, 1.2], [4.0, 1.1]]))
     assert (axes.get_title(), axes.get_xlabel()) == ("Potential and spikes", "Timestep")
     (threshold,) = axes.collections
     assert threshold.get_segments()[0].tolist() == [[0.0, 1.0], [4.0, 1.0]]
 
 
 def test_raster_has_a_dot_for_each_spike_and_stacks_the_layers():
-    stacked = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
-    stacked["a"][1, 2] = stacked["b"][3, 0] = stacked["b"][0, 1] = 1
-    axes = plot.raster(stacked)
+    populations = {"a": torch.zeros(4, 3), "b": torch.zeros(4, 2)}
+    populations["a"][1, 2] = populations["b"][3, 0] = populations["b"][0, 1] = 1
+    axes = plot.raster(populations)
     assert marks(axes) == [[[1, 2]], [[0, 4], [3, 3]]]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a\n8.3%", "b\n25.0%"]
 
@@ -52,10 +52,10 @@ def test_raster_is_sorted_by_first_spike_and_by_rate():
     assert by_rate == {(2, 1), (0, 2), (1, 2), (1, 3), (2, 3), (3, 3)}
 
 
-def test_rates_above_a_raster_count_its_spikes():
+def test_rates_above_a_raster_integrate_to_its_spikes():
     population = spikes(1000, 7)
-    (above,) = plot.raster(population, rates=True, dt=2.0).child_axes
-    (steps,) = above.patches
+    (rates_axes,) = plot.raster(population, rates=True, dt=2.0).child_axes
+    (steps,) = rates_axes.patches
     values, edges, _ = steps.get_data()
     spans = torch.tensor(edges).diff()  # ms
     assert torch.isclose((torch.tensor(values) / 1000 * spans * 7).sum(), population.sum().double())
@@ -113,14 +113,14 @@ def test_surrogate_draws_the_step_and_its_derivative():
     assert torch.equal(torch.tensor(derivative.lines[0].get_ydata()), surrogate.ATan().derivative(x))
 
 
-def test_output_potentials_name_the_answer():
+def test_output_potentials_title_names_label_and_answer():
     potentials = torch.tensor([[0.0, 1.0], [0.0, 3.0]])
     axes = plot.output_potentials(potentials, label=0, names=["cat", "dog"])
     assert axes.get_title() == "Output neurons: shown cat, answered dog"
     assert [line.get_ydata().tolist() for line in axes.lines] == [[0, 0], [1, 3]]
 
 
-def test_names_that_would_cover_one_another_move_apart_as_little_as_they_can():
+def test_overlapping_names_are_moved_apart_minimally():
     ends = torch.tensor([0.0, 1.0, 1.0, 1.0, 10.0])
     axes = plot.output_potentials(torch.stack([ends, ends]), 0, list("abcde"))
     heights = {text.get_text(): round(text.xy[1], 3) for text in axes.texts}
@@ -144,7 +144,7 @@ def test_names_are_drawn_in_a_font_that_has_their_letters(caplog):
         axes = plot.output_potentials(torch.rand(5, 2), 1, names)
         assert sorted(text.get_text() for text in axes.texts) == names
         assert axes.texts[0].get_fontfamily()[-1] == "DejaVu Sans"
-        axes.figure.draw_without_rendering()  # missing glyphs are a warning, which fails
+        axes.figure.draw_without_rendering()  # a warning about missing glyphs fails the test
     assert not any("no installed font" in message for message in caplog.messages)
 
 
@@ -163,7 +163,7 @@ def test_names_are_drawn_in_a_font_that_has_their_letters(caplog):
         ),
     ],
 )
-def test_names_that_no_font_can_draw_become_numbers_and_a_sentence(draw, monkeypatch, caplog):
+def test_names_without_a_font_are_replaced_by_numbers_with_a_warning(draw, monkeypatch, caplog):
     fonts = [font for font in mpl.font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
     monkeypatch.setattr(mpl.font_manager.fontManager, "ttflist", fonts)
     figure = draw(["悪い", "良品"])
@@ -200,14 +200,14 @@ def test_wrong_arguments_are_named(message):
         WRONG[message]()
 
 
-def test_half_precision_and_gradients_are_drawn_as_they_are():
+def test_half_precision_and_gradients_are_accepted():
     potentials = torch.rand(5, dtype=torch.bfloat16, requires_grad=True)
     axes = plot.membrane(potentials, torch.zeros(5), 1.0)
-    assert torch.equal(drawn(axes, "membrane potential")[:, 1].bfloat16(), potentials)
+    assert torch.equal(line_data(axes, "membrane potential")[:, 1].bfloat16(), potentials)
 
 
 @pytest.mark.parametrize("colour", [*PALETTE, RED, GREY])
-def test_colours_read_on_white_and_on_black(colour):
+def test_colours_have_contrast_on_white_and_black(colour):
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]  # WCAG 2.1
     assert 1.05 / (luminance + 0.05) >= 3

@@ -1,6 +1,6 @@
-"""Each drawing, on light and on dark, beside the picture of it that was looked at and found good.
+"""Each figure, on light and dark backgrounds, compared with a picture that a person has checked.
 
-``pytest --mpl-generate-path=tests/plot/baseline tests/plot/test_plot_images.py`` draws the pictures anew.
+``pytest --mpl-generate-path=tests/plot/baseline tests/plot/test_plot_images.py`` writes new pictures.
 """
 
 from pathlib import Path
@@ -12,17 +12,17 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from hibana import plot
-from scenes import gabors, layers, recorded, uniform
+from scenes import gabors, layers, recording, uniform
 
 DRAWN_WITH = "3.11"
-"""Of Matplotlib: another draws letters a little otherwise."""
+"""The version of Matplotlib that drew the pictures; others draw letters slightly differently."""
 
 LOOKS = {"light": "default", "dark": "dark_background"}
-"""Matplotlib's styles, by what the pictures are called."""
+"""Matplotlib's styles by the suffixes of the pictures' names."""
 
 
 def membrane():
-    return plot.membrane(*recorded(), 1.0)
+    return plot.membrane(*recording(), 1.0)
 
 
 def raster():
@@ -71,8 +71,8 @@ def surrogate():
 
 
 def training():
-    parts = [(part, what) for part in ("training", "validation") for what in ("loss", "accuracy")]
-    history = {f"{part}/{what}": [1 / n, 0.5 / n] for n, (part, what) in enumerate(parts, 1)}
+    names = [f"{part}/{value}" for part in ("training", "validation") for value in ("loss", "accuracy")]
+    history = {name: [1 / n, 0.5 / n] for n, name in enumerate(names, 1)}
     history["validation/rate/if1"] = [0.1, 0.08]
     return plot.training(history, ("linear", 0.9), gabors(1)[0], layers(steps=8), uniform(8, 10).cumsum(0), 3)
 
@@ -102,16 +102,16 @@ DRAWINGS = [
 @pytest.mark.mpl_image_compare(style="default", tolerance=0.3, savefig_kwargs={"dpi": 60})
 def test_picture(drawing, look):
     with style.context(LOOKS[look]):
-        drawn = drawing()
-        return drawn if isinstance(drawn, Figure) else drawn.figure
+        figure = drawing()
+        return figure if isinstance(figure, Figure) else figure.figure
 
 
 def test_every_picture_is_compared():
-    drawn = {f"test_picture_{drawing.__name__}-{look}.png" for drawing in DRAWINGS for look in LOOKS}
-    assert drawn == {path.name for path in (Path(__file__).parent / "baseline").glob("*.png")}
+    expected = {f"test_picture_{drawing.__name__}-{look}.png" for drawing in DRAWINGS for look in LOOKS}
+    assert expected == {path.name for path in (Path(__file__).parent / "baseline").glob("*.png")}
 
 
 def test_every_drawing_has_a_picture():
     names = [drawing.__name__ for drawing in DRAWINGS]
-    drawings = set(plot.__all__) - {"gradient_norms"}  # which computes
+    drawings = set(plot.__all__) - {"gradient_norms"}  # draws nothing
     assert [drawing for drawing in drawings if not any(name.startswith(drawing) for name in names)] == []
