@@ -1,4 +1,4 @@
-"""The article's own code, letter for letter, to compare with."""
+"""The unchanged code of the article, as a reference."""
 
 import torch
 

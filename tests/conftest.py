@@ -1,10 +1,10 @@
-"""What every test runs under: uninitialized memory is NaN, and properties are checked repeatably."""
+"""Settings and fixtures of all tests: NaN in uninitialized memory, and repeatable random examples."""
 
 import gc
 import os
 import sys
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers side by side: one thread each, or they wait for one another
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread for each worker, as threads compete for cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import hypothesis
@@ -21,10 +21,10 @@ hypothesis.settings.register_profile("thorough", derandomize=True, deadline=None
 hypothesis.settings.register_profile("search", deadline=None, max_examples=500)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # half the time of a compilation: not to try each set
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism asks for on CUDA
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # no test of instruction sets: half the time
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required for determinism on CUDA
 os.environ.setdefault("MPLBACKEND", "Agg")
-os.environ.pop("PYTHONUNBUFFERED", None)  # as users have it: what was not flushed is lost on a kill
+os.environ.pop("PYTHONUNBUFFERED", None)  # as for users: a kill loses unflushed output
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything loads Triton
 
@@ -34,9 +34,9 @@ def pytest_configure(config):
     # Many tests compare steps that only the reference loop runs. Not in pyproject.toml: pytest would load
     # hibana for it, and torch with all its threads, before this file.
     config.addinivalue_line("filterwarnings", "ignore::hibana.SlowPathWarning")
-    # Many layers of tests spike nowhere in the few steps that they run, or have no derivative.
-    silent = "ignore:.* pass(es|ed) no gradient on:hibana.NetworkWarning"
-    config.addinivalue_line("filterwarnings", silent)
+    # Many layers in tests do not spike in the few steps of a test, or have no derivative.
+    silent_layers = "ignore:.* pass(es|ed) no gradient on:hibana.NetworkWarning"
+    config.addinivalue_line("filterwarnings", silent_layers)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,12 +49,12 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # the tests and what they loaded stay: not gone through again whenever memory is looked for
+    gc.freeze()  # excludes the objects of tests and modules from later garbage collections
 
 
 @pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan():
-    """`torch.empty` gives NaN (the largest integer): reading what nobody wrote cannot pass unseen."""
+def _uninitialized_memory_is_nan():
+    """`torch.empty` returns NaN (the largest integer), so that reading uninitialized memory is detected."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -62,20 +62,20 @@ def _uninitialised_memory_is_nan():
 
 
 @pytest.fixture(autouse=True)
-def _the_smallest_numbers_are_kept():
-    torch.set_flush_denormal(False)  # a command may have set it for its process, which is this one
+def _denormal_numbers_are_not_flushed():
+    torch.set_flush_denormal(False)  # commands of hibana set it for the process
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_compiled_yet():
+def _reset_torch_compile():
     """``torch.compile`` counts recompilations by the code of a function, over all tests of a process."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)
-def _no_run_is_left():
-    """Within a run, each layer's call is one of Python's, which breaks graphs of ``torch.compile``."""
+def _no_run_is_active():
+    """An active ``hibana.run`` breaks the graphs of ``torch.compile`` in later tests."""
     yield
     context = sys.modules.get("hibana.compiler.call_context")
     assert context is None or not context.run_active, "the test left a hibana.run that did not end"

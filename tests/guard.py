@@ -1,7 +1,7 @@
 """Native programs whose buffers lie between protected pages: an access outside of one ends the process.
 
-Every array of a program (constants, states, what lives for a step) lies in pages of its own, flush with the
-protected page after it, or with the one before it. Call :func:`run` in a process of its own.
+Every array of a program (constants, states, temporary values) lies in separate pages, directly before the
+following protected page, or directly after the previous one. Call :func:`run` in a subprocess.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ class Block(emitter.Block):
 
 
 def mapped(size):
-    """Zeros in pages of their own, as bytes."""
+    """Zeros in separate pages, as a tensor of bytes."""
     return torch.frombuffer(mmap.mmap(-1, max(size, PAGE)), dtype=torch.uint8)
 
 
@@ -68,7 +68,7 @@ def guarded(values, at_end=True):
 
 
 class Guards:
-    """A context in which programs are compiled with guards, scratch memory included."""
+    """A context in which programs are compiled with guarded arrays, including scratch memory."""
 
     def __init__(self, at_end):
         self.at_end, self.emitters, self.memories = at_end, [], []
@@ -102,9 +102,9 @@ class Guards:
     def _scratch(self, code, parts):
         """Memory at a fixed address instead of memory from ``malloc``."""
         (_, results), _ = parts
-        of_static, of_step = self.emitters[-1].results, self.emitters[-1].scratch
-        memories = mapped(results), of_step.packed()
-        protect(memories[0], repeated(of_static, results // of_static.size))
+        static_block, step_block = self.emitters[-1].results, self.emitters[-1].scratch
+        memories = mapped(results), step_block.packed()
+        protect(memories[0], repeated_pages(static_block, results // static_block.size))
         self.memories.append(memories)
         yield tuple(
             kind.from_address(code.constant(memory.data_ptr()))
@@ -112,16 +112,16 @@ class Guards:
         )
 
 
-def repeated(block, count):
-    """The protected pages of `count` copies of a block, one after the other."""
+def repeated_pages(block, count):
+    """The numbers of the protected pages of `count` consecutive copies of a block."""
     period = block.size // PAGE
     return {page + copy * period for page in block.pages for copy in range(count)}
 
 
 def run(net, example, sequences, at_end=True):
-    """What the guarded program of `net` gives on each of `sequences`, all of it at once and step by step.
+    """The outputs of the guarded program of `net` for each of `sequences`, at once and step by step.
 
-    The scratch memory is shared by all threads, so torch must have one.
+    All threads share the scratch memory, so torch must use one thread.
     """
     with Guards(at_end) as guards:
         program = hb.compile(net, example)
@@ -131,7 +131,7 @@ def run(net, example, sequences, at_end=True):
         rest = stream._block
         stream._block = mapped(rest.numel()).view(rest.shape)
         stream._block.copy_(rest)
-        protect(stream._block, repeated(guards.emitters[-1].initial_state, stream.batch))
+        protect(stream._block, repeated_pages(guards.emitters[-1].initial_state, stream.batch))
         stream._bind(program._native)
         chunks = []
         for chunk in inputs.split(chunks_of):

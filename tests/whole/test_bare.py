@@ -1,4 +1,4 @@
-"""What stands without extras: every command and every public name, while all extras are hidden."""
+"""hibana without extras: every command and public name works or names the missing extra."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-SAYS = re.compile(
+HINT = re.compile(
     r"needs \S+, which is not installed; pip install '\.\[[a-z]+\]' in a clone of hibana brings it"
 )
 HIDE = """
@@ -28,47 +28,47 @@ sys.meta_path.insert(0, Hidden())
 """
 
 
-def required():
-    """The distributions that come with hibana without extras."""
+def required_distributions():
+    """The names of the distributions that hibana needs without extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    found, ahead = set(), [*project["dependencies"]]
-    while ahead:
-        wanted = Requirement(ahead.pop())
-        name = wanted.name.lower().replace("_", "-").replace(".", "-")
-        if name in found or (wanted.marker is not None and not wanted.marker.evaluate({"extra": ""})):
+    names, pending = set(), [*project["dependencies"]]
+    while pending:
+        needed = Requirement(pending.pop())
+        name = needed.name.lower().replace("_", "-").replace(".", "-")
+        if name in names or (needed.marker is not None and not needed.marker.evaluate({"extra": ""})):
             continue
-        found.add(name)
-        ahead += metadata.requires(wanted.name) or []
-    return found
+        names.add(name)
+        pending += metadata.requires(needed.name) or []
+    return names
 
 
-def hidden():
-    """Every module that only an extra, or nothing of hibana's, brings."""
-    kept = required()
+def hidden_modules():
+    """The installed modules that hibana without extras does not need."""
+    required = required_distributions()
     return {
         module
-        for module, brought in metadata.packages_distributions().items()
+        for module, distributions in metadata.packages_distributions().items()
         if module != "hibana"
-        and not {each.lower().replace("_", "-").replace(".", "-") for each in brought} & kept
+        and not {name.lower().replace("_", "-").replace(".", "-") for name in distributions} & required
     }
 
 
 def run(code, folder, *arguments):
-    """What `code` prints as JSON, in a process that has no extra."""
-    whole = f"HIDDEN = {hidden()!r}\n{HIDE}\n{code}"
-    command = [sys.executable, "-c", whole, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    """Runs `code` in a process in which all extras are hidden, and returns the JSON that it prints last."""
+    program = f"HIDDEN = {hidden_modules()!r}\n{HIDE}\n{code}"
+    command = [sys.executable, "-c", program, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
 
 
 def test_all_extras_are_hidden():
-    away, optional = (
-        hidden(),
+    hidden, optional = (
+        hidden_modules(),
         {"lightning", "matplotlib", "yaml", "sklearn", "pandas", "nir", "onnx", "bokeh"},
     )
-    assert away >= {module for module in optional if module in metadata.packages_distributions()}
-    assert not away & {"torch", "numpy", "llvmlite", "cyclopts"}
+    assert hidden >= {module for module in optional if module in metadata.packages_distributions()}
+    assert not hidden & {"torch", "numpy", "llvmlite", "cyclopts"}
 
 
 COMMANDS = {
@@ -85,69 +85,69 @@ COMMANDS = {
         *(["convert", "x.nir", "y.c"], ["share", "x.ckpt", "folder"]),
     ],
 }
-TRIED = """
+RUN_COMMANDS = """
 import contextlib, io, json, traceback
 from hibana.cli import main
 
-seen = []
+results = []
 for tokens in json.loads(sys.argv[1]):
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
             code = main(tokens)
         except SystemExit as ended:
             code = ended.code or 0
         except BaseException:
             code = traceback.format_exc()
-    seen.append([tokens, code, said.getvalue()])
-print(json.dumps(seen))
+    results.append([tokens, code, errors.getvalue()])
+print(json.dumps(results))
 """
 
 
-def test_each_command_does_its_work_or_names_the_extra(tmp_path):
+def test_each_command_works_or_names_the_extra(tmp_path):
     from hibana.cli import _COMMANDS
 
-    tried = [tokens for group in COMMANDS.values() for tokens in group]
-    assert {tokens[0] for tokens in tried} | {"build"} == {*_COMMANDS, "--help", "--version"}
-    for tokens, code, said in run(TRIED, tmp_path, json.dumps(tried)):
-        assert tokens in COMMANDS.get(code, ()), (tokens, code, said)
-        assert said.count("\n") == (1 if code else 0)
-        assert not code or re.fullmatch(rf"hibana {tokens[0]}: {SAYS.pattern}\n", said), (tokens, said)
+    commands = [tokens for group in COMMANDS.values() for tokens in group]
+    assert {tokens[0] for tokens in commands} | {"build"} == {*_COMMANDS, "--help", "--version"}
+    for tokens, code, text in run(RUN_COMMANDS, tmp_path, json.dumps(commands)):
+        assert tokens in COMMANDS.get(code, ()), (tokens, code, text)
+        assert text.count("\n") == (1 if code else 0)
+        assert not code or re.fullmatch(rf"hibana {tokens[0]}: {HINT.pattern}\n", text), (tokens, text)
 
 
-NAMES = """
+FIND_MISSING = """
 import importlib, json, types
 import hibana
 
-found, ahead = [], ["hibana", *(f"hibana.{name}" for name in hibana._PUBLIC)]
-for place in ahead:
+missing, modules = [], ["hibana", *(f"hibana.{name}" for name in hibana._PUBLIC)]
+for path in modules:
     try:
-        module = importlib.import_module(place)
+        module = importlib.import_module(path)
     except Exception as error:
-        found.append([place, type(error).__name__, str(error)])
+        missing.append([path, type(error).__name__, str(error)])
         continue
     for name in module.__all__:
         try:
             getattr(module, name)
         except Exception as error:
-            found.append([f"{place}.{name}", type(error).__name__, str(error)])
-print(json.dumps(found))
+            missing.append([f"{path}.{name}", type(error).__name__, str(error)])
+print(json.dumps(missing))
 """
 
 
-def test_each_public_name_is_there_or_names_the_extra(tmp_path):
-    away = {place: (kind, said) for place, kind, said in run(NAMES, tmp_path)}
-    assert {*away} >= {
+def test_each_public_name_is_available_or_names_the_extra(tmp_path):
+    missing = {name: (kind, message) for name, kind, message in run(FIND_MISSING, tmp_path)}
+    assert {*missing} >= {
         "hibana.nir",
         "hibana.plot",
         "hibana.metrics",
         "hibana.train.load",
         "hibana.train.fit",
     }
-    assert not {*away} & {"hibana.IF", "hibana.convert", "hibana.train.activity", "hibana.data.Table"}
-    for place, (kind, said) in away.items():
+    assert not {*missing} & {"hibana.IF", "hibana.convert", "hibana.train.activity", "hibana.data.Table"}
+    for name, (kind, message) in missing.items():
         assert kind == "ModuleNotFoundError"
-        assert re.fullmatch(rf"{re.escape(place)} {SAYS.pattern}", said), said
+        assert re.fullmatch(rf"{re.escape(name)} {HINT.pattern}", message), message
 
 
 CALLS = {
@@ -170,7 +170,7 @@ CALLS = {
     "from hibana.train import load": "train",
     "from hibana import plot": "train",
 }
-CALLED = """
+SCRIPT = """
 import json, pathlib, torch
 import hibana as hb
 
@@ -180,24 +180,24 @@ for name in "ab":
     pathlib.Path("pictures", name).mkdir(parents=True)
     for number in range(5):
         pathlib.Path("pictures", name, f"{number}.png").write_bytes(b"")
-found = []
+messages = []
 for line in json.loads(sys.argv[1]):
     try:
         exec(line, {"hb": hb, "net": net, "x": x})
-        found.append("")
+        messages.append("")
     except Exception as error:
-        found.append(f"{type(error).__name__}: {error}")
-print(json.dumps(found))
+        messages.append(f"{type(error).__name__}: {error}")
+print(json.dumps(messages))
 """
 
 
-def test_what_needs_an_extra_when_it_is_called_names_it(tmp_path):
-    for (line, extra), said in zip(CALLS.items(), run(CALLED, tmp_path, json.dumps([*CALLS])), strict=True):
-        assert SAYS.search(said), (line, said)
-        assert f"'.[{extra}]'" in said, (line, said)
+def test_calls_that_need_an_extra_name_it(tmp_path):
+    for (line, extra), text in zip(CALLS.items(), run(SCRIPT, tmp_path, json.dumps([*CALLS])), strict=True):
+        assert HINT.search(text), (line, text)
+        assert f"'.[{extra}]'" in text, (line, text)
 
 
-def test_a_module_of_nobodys_is_brought_by_no_extra():
+def test_the_message_about_an_unknown_module_names_no_extra():
     from hibana import extras
 
     assert (

@@ -1,4 +1,4 @@
-"""What the benchmark promises of itself: a red gate, turns, and a report of what was measured."""
+"""The benchmarks: checks of results before timing, alternating contenders, and the report."""
 
 import json
 import time
@@ -17,77 +17,77 @@ def sequence() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(6, 40, generator=generator), torch.randn(6, 40, generator=generator)
 
 
-def _broken(monkeypatch: pytest.MonkeyPatch, breaks) -> None:
+def _patch_unroll(monkeypatch: pytest.MonkeyPatch, change) -> None:
     unroll = hb.unroll
 
-    def wrong(cell, inputs, state=None, *, backend="auto"):
+    def wrong_unroll(cell, inputs, state=None, *, backend="auto"):
         outputs, state = unroll(cell, inputs, state, backend="reference")
-        return (outputs, state) if backend == "reference" else breaks(outputs, state)
+        return (outputs, state) if backend == "reference" else change(outputs, state)
 
-    monkeypatch.setattr(hb, "unroll", wrong)
+    monkeypatch.setattr(hb, "unroll", wrong_unroll)
 
 
-def test_the_gate_is_green_where_hibana_agrees_with_its_reference(sequence):
+def test_the_check_passes_if_hibana_agrees_with_its_reference(sequence):
     assert agreement.disagreement(hb.IFCell(), *sequence) is None
 
 
-def test_a_flipped_spike_turns_the_gate_red(monkeypatch, sequence):
+def test_the_check_detects_a_flipped_spike(monkeypatch, sequence):
     def flipped(outputs, state):
         flip = torch.zeros_like(outputs)
         flip[2, 3] = 1.0
         return (outputs - flip).abs(), state
 
-    _broken(monkeypatch, flipped)
+    _patch_unroll(monkeypatch, flipped)
     assert agreement.disagreement(hb.IFCell(), *sequence) == "outputs differ in 1 of 240 places"
 
 
-def test_a_gradient_off_by_one_percent_turns_the_gate_red(monkeypatch, sequence):
+def test_the_check_detects_a_gradient_off_by_one_percent(monkeypatch, sequence):
     def scaled(outputs, state):
         return outputs.detach() + 1.01 * (outputs - outputs.detach()), state
 
-    _broken(monkeypatch, scaled)
-    red = agreement.disagreement(hb.IFCell(), *sequence)
-    assert red is not None
-    assert red.startswith("gradient of input is off by")
+    _patch_unroll(monkeypatch, scaled)
+    message = agreement.disagreement(hb.IFCell(), *sequence)
+    assert message is not None
+    assert message.startswith("gradient of input is off by")
 
 
-def test_a_gradient_that_is_no_number_turns_the_gate_red():
-    right = torch.ones(3)
-    assert agreement.gradients_differ({"w": right / 0 * 0}, {"w": right}) is not None
+def test_the_check_detects_a_gradient_of_nan():
+    gradient = torch.ones(3)
+    assert agreement.gradients_differ({"w": gradient / 0 * 0}, {"w": gradient}) is not None
 
 
-def test_contenders_are_called_in_turn_and_each_is_timed_as_often():
-    called: list[str] = []
+def test_contenders_alternate_and_are_timed_equally_often():
+    calls: list[str] = []
     seconds = measure.rounds(
-        {name: lambda name=name: called.append(name) for name in "ab"},
+        {name: lambda name=name: calls.append(name) for name in "ab"},
         budget_s=0.0,
         min_rounds=3,
         stretch_s=0.0,
     )
-    assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
-    assert "".join(called[4:]) == "abbaab"  # after two calls each that are not timed
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+    assert "".join(calls[4:]) == "abbaab"  # after two untimed calls each
 
 
-def test_a_failure_in_a_process_of_its_own_is_not_swallowed():
+def test_a_failure_in_a_subprocess_is_raised():
     with pytest.raises(RuntimeError, match=r"(?s)math\.sqrt.*math domain error"):
         measure.in_process("math", "sqrt", -1)
 
 
-def test_jobs_are_picked_by_whole_parts_of_their_names():
+def test_jobs_are_selected_by_complete_parts_of_their_names():
     assert run.matches("layers/warm/16x65536", ["layers"])
     assert run.matches("layers/warm/16x65536", ["layers/warm/16x65536"])
     assert not run.matches("layers/warm/16x65536", ["layers/w", "networks"])
 
 
-def test_the_report_shows_ratios_what_was_promised_and_what_was_not_timed(tmp_path: Path):
+def test_the_report_shows_ratios_targets_and_missing_timings(tmp_path: Path):
     report = pytest.importorskip("benchmarks.report")
     about = {
         "when": "2026-01-01T00:00:00+00:00", "quick": False, "threads": 2, "processor": "a processor",
         "others": 0.0, "versions": {"hibana": "0.1.0"}, "missing": {"norse": "could not be installed: why"},
     }  # fmt: skip
     row = {"size": "16x65536", "heap": "warm", "case": "step", "pass": "forward+backward", "is": "x"}
-    taken = {"relu": 2.0, "hibana": 1.8, "sinabs": 36.0}
-    rows = [{**row, "contender": name, "ms": ms} for name, ms in taken.items()]
+    milliseconds = {"relu": 2.0, "hibana": 1.8, "sinabs": 36.0}
+    rows = [{**row, "contender": name, "ms": ms} for name, ms in milliseconds.items()]
     rows.append({"size": "16x65536", "case": "box", "contender": "hibana", "error": "s differ"})
     (tmp_path / "benchmarks").mkdir()
     results = {"layers/warm/16x65536": {"about": about, "rows": rows}}
@@ -119,32 +119,32 @@ def test_a_small_job_times_both_layers(module, job, passes, densities):
 
 
 @pytest.mark.parametrize("name", deep.NETWORKS)
-def test_the_neurons_of_a_deep_network_fire_as_asked_for_in_both_modes(name):
+def test_the_neurons_of_a_deep_network_fire_at_the_requested_rate_in_both_modes(name):
     image, _ = deep.sample()
     weights, rates = deep.tune_weights(name, "hibana", image[:2], 0.16)
     assert all(abs(rate - 0.16) < 0.01 for rate in rates)
     net = deep.build(name, "hibana", weights)
-    seen = []
-    for part in net.modules():
-        if isinstance(part, deep.Neurons):
-            part.register_forward_hook(lambda part, given, out: seen.append(float(out.mean())))
+    measured = []
+    for module in net.modules():
+        if isinstance(module, deep.Neurons):
+            module.register_forward_hook(lambda module, inputs, out: measured.append(float(out.mean())))
     for training in (True, False):
         with torch.no_grad():
             net.train(training)(image[:2])
-    assert len(seen) == 2 * len(rates)
-    assert all(abs(rate - 0.16) < 0.03 for rate in seen)
+    assert len(measured) == 2 * len(rates)
+    assert all(abs(rate - 0.16) < 0.03 for rate in measured)
 
 
 @pytest.mark.slow
 def test_a_deep_network_is_timed_beside_relu():
-    found = deep.measure_network("vgg", ["relu", "hibana"], 1, time.process_time)
-    assert {(row["pass"], row["contender"]) for row in found} == {
+    rows = deep.measure_network("vgg", ["relu", "hibana"], 1, time.process_time)
+    assert {(row["pass"], row["contender"]) for row in rows} == {
         (kind, who) for kind in ("training step", "inference") for who in ("relu", "hibana")
     }
-    assert "| hibana |" in "\n".join(deep.section(found))
+    assert "| hibana |" in "\n".join(deep.section(rows))
 
 
-def _written(
+def _write_results(
     folder: Path, results: dict[str, list[dict]], name: str = "benchmarks", processor: str = "a processor"
 ) -> None:
     about = {
@@ -152,8 +152,8 @@ def _written(
         "others": 0.0, "versions": {"hibana": "0.1.0"}, "missing": {},
     }  # fmt: skip
     (folder / name).mkdir()
-    kept = {job: {"about": about, "rows": rows} for job, rows in results.items()}
-    (folder / name / "results.json").write_text(json.dumps(kept))
+    content = {job: {"about": about, "rows": rows} for job, rows in results.items()}
+    (folder / name / "results.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
@@ -161,43 +161,43 @@ def small() -> recurrent.Size:
     return recurrent.Size(12, 4, 24, 100)
 
 
-def test_a_recurrent_network_fires_at_the_rate_and_the_window_is_told(small):
+def test_a_recurrent_network_fires_at_the_rate_and_windows_are_measured(small):
     inputs, _ = recurrent.sample(small)
-    weights, seen = recurrent.tune_weights(small, inputs)
+    weights, measured = recurrent.tune_weights(small, inputs)
     first, layer, *_ = recurrent.network(weights, hb.surrogate.Step()).children()
     with torch.no_grad():
         firing = float(layer(first(inputs)).mean())
-    assert firing == pytest.approx(seen["firing"])
-    assert seen["firing"] == pytest.approx(recurrent.RATE, abs=0.005)
-    assert seen["firing"] == seen["hibana"] < seen["hibana-box"] < seen["hibana-atan"] == 1
+    assert firing == pytest.approx(measured["firing"])
+    assert measured["firing"] == pytest.approx(recurrent.RATE, abs=0.005)
+    assert measured["firing"] == measured["hibana"] < measured["hibana-box"] < measured["hibana-atan"] == 1
 
 
 @pytest.mark.parametrize("surrogate", recurrent.OURS.values(), ids=str)
-def test_a_recurrent_network_agrees_with_the_same_through_the_reference(small, surrogate):
+def test_a_recurrent_network_agrees_with_the_reference(small, surrogate):
     inputs, targets = recurrent.sample(small)
     weights, _ = recurrent.tune_weights(small, inputs)
     assert recurrent.disagreement(weights, surrogate, inputs, targets) is None
 
 
-def test_one_recurrent_weight_that_differs_turns_the_gate_red(monkeypatch, small):
+def test_the_check_detects_one_different_recurrent_weight(monkeypatch, small):
     inputs, targets = recurrent.sample(small)
     weights, _ = recurrent.tune_weights(small, inputs)
     network = recurrent.network
 
-    def off(weights, surrogate, *, reference=False):
+    def wrong_network(weights, surrogate, *, reference=False):
         changed = {name: value.clone() for name, value in weights.items()}
         changed["recurrent"][3] += 0.0 if reference else 1.0
         return network(changed, surrogate, reference=reference)
 
-    monkeypatch.setattr(recurrent, "network", off)
-    red = recurrent.disagreement(weights, hb.surrogate.Step(), inputs, targets)
-    assert red is not None
-    assert red.startswith("outputs differ in ")
+    monkeypatch.setattr(recurrent, "network", wrong_network)
+    message = recurrent.disagreement(weights, hb.surrogate.Step(), inputs, targets)
+    assert message is not None
+    assert message.startswith("outputs differ in ")
 
 
-def test_a_recurrent_network_is_timed_beside_torchs_and_reported(monkeypatch, tmp_path: Path):
+def test_a_recurrent_network_is_timed_with_torchs_and_reported(monkeypatch, tmp_path: Path):
     report = pytest.importorskip("benchmarks.report")
-    monkeypatch.setattr(hb, "keep_memory", lambda: True)  # of a process of its own
+    monkeypatch.setattr(hb, "keep_memory", lambda: True)  # only set in subprocesses
     monkeypatch.delenv(recurrent_spyx.VARIABLE, raising=False)
     jobs = recurrent.jobs(quick=True)
     assert list(jobs) == ["recurrent/5x4x16", "recurrent/memory/5x4x16"]
@@ -205,7 +205,7 @@ def test_a_recurrent_network_is_timed_beside_torchs_and_reported(monkeypatch, tm
     timed = {(row["contender"], row["pass"]) for row in rows if "ms" in row}
     assert {(name, "training step") for name in (*recurrent.OURS, "gru", "lstm", "rnn")} <= timed
     assert {("hibana", "inference"), ("gru", "inference")} <= timed
-    _written(tmp_path, {"recurrent/5x4x16": rows})
+    _write_results(tmp_path, {"recurrent/5x4x16": rows})
     page = report.write(tmp_path)
     assert (tmp_path / "benchmarks" / "recurrent.png").stat().st_size > 10_000
     assert "![Recurrent](benchmarks/recurrent.png)" in page
@@ -213,7 +213,7 @@ def test_a_recurrent_network_is_timed_beside_torchs_and_reported(monkeypatch, tm
     assert "**Not timed:** 5x4x16, spyx: --spyx names no Python of an environment with spyx" in page
 
 
-def test_every_rule_takes_the_benchmarks_sequence_and_its_loss(monkeypatch):
+def test_every_rule_learns_the_benchmarks_sequence(monkeypatch):
     monkeypatch.setattr(online, "NEURONS", 16)
     monkeypatch.setattr(online, "STEPS", 6)
     monkeypatch.setattr(online, "BATCH", 4)
@@ -222,15 +222,15 @@ def test_every_rule_takes_the_benchmarks_sequence_and_its_loss(monkeypatch):
     exact = [weights.grad.clone() for weights in net.parameters()]
     for rule in online.RULES:
         online._online_sequence(hb.learn.online(net, rule), x, labels, 4)
-        torch.testing.assert_close(net[2].weight.grad, exact[2])  # the readout's own
+        torch.testing.assert_close(net[2].weight.grad, exact[2])  # the readout's gradient is exact
         assert all(weights.grad.abs().sum() > 0 for weights in net.parameters())
 
 
 def test_contenders_of_sparse_synapses_compute_the_same_gradients():
     x, gradient = (torch.rand(2, 3, 40) < 0.3).float().requires_grad_(), torch.randn(2, 3, 40)
     gradients = []
-    for who in sparse.CONTENDERS:
-        layer, parameters = sparse._layer_and_parameters(who, 0.2, 40)
+    for name in sparse.CONTENDERS:
+        layer, parameters = sparse._layer_and_parameters(name, 0.2, 40)
         sparse._training_step(layer, parameters, x, gradient, None)
         gradients.append((x.grad, parameters[1].grad, layer(x)))
     for other in gradients[1:]:

@@ -1,4 +1,4 @@
-"""The command that injects faults: its quick form passes, and it finds faults."""
+"""The command that injects faults: its quick form passes, and it detects faults."""
 
 import sys
 
@@ -30,14 +30,14 @@ def test_a_section_passes_in_its_quick_form(section, monkeypatch, capsys):
     assert " trials," in capsys.readouterr().out
 
 
-def test_a_failure_is_counted_shown_and_the_exit_code(monkeypatch, capsys):
-    def broken(quick):
+def test_a_failure_is_counted_printed_and_sets_the_exit_code(monkeypatch, capsys):
+    def failing_section(quick):
         tally = Tally("a kind")
         tally.add(None, 0.5)
         tally.add("it broke", 1.5)
         yield tally
 
-    monkeypatch.setitem(faults.SECTIONS, "forks", broken)
+    monkeypatch.setitem(faults.SECTIONS, "forks", failing_section)
     monkeypatch.setattr("sys.argv", ["faults", "--only", "forks"])
     assert faults.main() == 1
     out = capsys.readouterr().out
@@ -59,7 +59,7 @@ def test_faults_are_described(result, expected):
     assert fault is None if expected is None else fault.startswith(expected)
 
 
-def test_different_numbers_in_a_thread_are_found():
+def test_different_numbers_in_a_thread_are_detected():
     from benchmarks.faults.threads import CONCURRENT
 
     changed = CONCURRENT.replace("expected[at][index]))", "expected[at][index - 1]))")

@@ -1,10 +1,10 @@
-"""Every Python block of every Markdown page runs, in order, in one namespace a page; it prints what is shown.
+"""Runs every Python block of every Markdown page, in one namespace per page, and compares the printed text.
 
-A translation shows the code of its page, letter for letter but for the comments, and is not run again.
-Trainings that pages show are `SHORTER` here: that they run, and go on to what follows, is what is tried.
+A translation must have the same code as its page, except for comments, and is not run again.
+Trainings on some pages are shortened here (`SHORTER`).
 
-A page that begins with ``<!-- needs: MODULE -->`` is left out where the module is not installed. In an
-environment with the other libraries that ``docs/coming-from/`` compares with:
+A page that begins with ``<!-- needs: MODULE -->`` is skipped if the module is not installed. To
+test ``docs/coming-from/``, make an environment with the other libraries:
 
     python -m venv peers
     peers/bin/pip install -e '.[test]' snntorch==1.0.0 spikingjelly==2.0.0 norse==1.1.0 sinabs==3.1.3
@@ -38,24 +38,24 @@ SHORTER = {
     "docs/tutorials/sparse.md": ("target=0.05, epochs=6", "target=0.05, epochs=1"),
     "docs/tutorials/spoken-digits.md": ("epochs = 10", "epochs = 1"),
 }
-"""What a page says once of how long it trains, and what is run instead."""
+"""For a page, the text that sets the length of its training (once), and its replacement here."""
 NEEDS = re.compile(r"<!-- needs: (?P<module>\w+) -->\n")
 MEASURED = "<!-- measured -->"
 FENCE = re.compile(r"^```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page, language):
-    """The code of each block in `language`, and the line of the page on which it begins."""
+    """The code of each block in `language`, and the line of the page at which it begins."""
     text = page.read_text(encoding="utf-8")
     for fence in FENCE.finditer(text):
         if fence["language"] == language:
             yield fence["code"], text.count("\n", 0, fence.start("code"))
 
 
-def needed(page):
-    """The module that a page can't do without, or None."""
-    found = NEEDS.match(page.read_text(encoding="utf-8"))
-    return found and found["module"]
+def needed_module(page):
+    """The module that a page declares to need, or None."""
+    match = NEEDS.match(page.read_text(encoding="utf-8"))
+    return match and match["module"]
 
 
 def name(page):
@@ -64,17 +64,17 @@ def name(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in TRANSLATED], ids=name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
-    if (module := needed(page)) and importlib.util.find_spec(module) is None:
+    if (module := needed_module(page)) and importlib.util.find_spec(module) is None:
         pytest.skip(f"{module} is not installed")
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         if module:
-            warnings.simplefilter("ignore")  # what another library warns of is its own affair
+            warnings.simplefilter("ignore")  # warnings of other libraries
         run(page, *SHORTER.get(name(page), ()))
 
 
 def run(page, *shorter):
-    """Runs the blocks of a page; of `shorter`, the second instead of the first, which stands in them once."""
+    """Runs the blocks of a page; `shorter` is a text that occurs once in them, and its replacement."""
     namespace = {"__name__": "__main__"}
     assert not shorter or sum(code.count(shorter[0]) for code, *_ in examples(page)) == 1
     for code, line, shown in examples(page):
@@ -94,31 +94,31 @@ def run(page, *shorter):
 
 
 def examples(page):
-    """Each block of Python, its line, and the text right below it, if any, and whether it was measured."""
+    """Yields each Python block, its line, and None or the text block below it and whether it was measured."""
     text = page.read_text(encoding="utf-8")
     fences = list(FENCE.finditer(text))
-    for fence, below in itertools.zip_longest(fences, fences[1:]):
+    for fence, following in itertools.zip_longest(fences, fences[1:]):
         if fence["language"] == "python":
-            between = text[fence.end() : below.start()].strip() if below else None
-            joined = between in ("", MEASURED) and below["language"] == "text"
-            shown = (below["code"], between == MEASURED) if joined else None
+            between = text[fence.end() : following.start()].strip() if following else None
+            joined = between in ("", MEASURED) and following["language"] == "text"
+            shown = (following["code"], between == MEASURED) if joined else None
             yield fence["code"], text.count("\n", 0, fence.start("code")), shown
 
 
 def compare(printed, shown, where, measured=False):
-    """Holds what a block printed against what is shown below it, where ``...`` is anything.
+    """Compares the printed text of a block with the text below it, in which ``...`` matches anything.
 
-    Of what was `measured` on another machine, numbers and the choice of the dense product are left out.
+    Numbers are ignored if the text was `measured` on another machine.
     """
     if measured:
         printed, shown = (re.sub(r"\d[\d.]*", "0", text) for text in (printed, shown))
     checker, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     if not checker.check_output(shown, printed, options):
-        wanted = doctest.Example("", shown)
-        raise AssertionError(f"{where}: {checker.output_difference(wanted, printed, options)}")
+        expected = doctest.Example("", shown)
+        raise AssertionError(f"{where}: {checker.output_difference(expected, printed, options)}")
 
 
-def test_a_block_that_shows_something_else_is_found(tmp_path):
+def test_a_block_with_other_text_is_detected(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n")
     with pytest.raises(AssertionError, match=r"(?s)Expected:.*3.*Got:.*2"):
@@ -133,13 +133,13 @@ def test_a_block_that_shows_something_else_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("page", TRANSLATED, ids=name)
-def test_a_translation_shows_the_same_code_and_commands_and_what_they_print(page):
+def test_a_translation_has_the_same_code_commands_and_output(page):
     original = page.with_name(page.name.replace(".ja.md", ".md"))
-    theirs, own = ([(meant(code), shown) for code, _, shown in examples(p)] for p in (original, page))
-    assert own == theirs
+    source, translated = ([(parsed(code), shown) for code, _, shown in examples(p)] for p in (original, page))
+    assert translated == source
     for language in ("sh", "console", "c"):
-        theirs, own = ([text for text, _ in blocks(p, language)] for p in (original, page))
-        assert own == theirs
+        source, translated = ([text for text, _ in blocks(p, language)] for p in (original, page))
+        assert translated == source
 
 
 @pytest.mark.parametrize("page", TRANSLATED, ids=name)
@@ -151,9 +151,9 @@ def test_a_translation_has_the_same_pictures_headings_rows_and_links(page):
 
 
 def outline(page):
-    """What a page has in either language: pictures, levels of headings, rows of tables, and links."""
+    """The parts of a page that do not depend on its language: pictures, headings, table rows and links."""
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
-    links = {place.replace(".ja.md", ".md") for place in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", prose)}
+    links = {target.replace(".ja.md", ".md") for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", prose)}
     return {
         "pictures": re.findall(r"!\[[^\]]+\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", prose),
         "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
@@ -177,23 +177,23 @@ def test_pictures_of_the_readme_have_a_dark_variant(page):
         assert visible[:, :3].mean() > 0.5
 
 
-def test_every_tutorial_is_there_in_japanese():
+def test_every_tutorial_has_a_japanese_translation():
     tutorials = {page for page in PAGES if page.parent.name == "tutorials"}
     translated = {page.with_name(page.name.replace(".ja.md", ".md")) for page in tutorials & {*TRANSLATED}}
     assert translated == tutorials - {*TRANSLATED}
 
 
-def meant(code):
-    """The code of a block but for its comments; of a session also what it prints."""
+def parsed(code):
+    """The code of a block without comments; for an interactive session also its output."""
     if not code.lstrip().startswith(">>>"):
         return ast.dump(ast.parse(code))
-    said = doctest.DocTestParser().get_examples(code)
-    return [(ast.dump(ast.parse(each.source)), each.want) for each in said]
+    session = doctest.DocTestParser().get_examples(code)
+    return [(ast.dump(ast.parse(example.source)), example.want) for example in session]
 
 
 @pytest.mark.parametrize("page", sorted(str(p.relative_to(ROOT / "docs")) for p in ROOT.glob("docs/**/*.md")))
-def test_every_page_has_one_place_in_the_site(page):
-    """Of a translation its original has; the language switch and the original lead to it."""
+def test_every_page_has_one_entry_in_the_site(page):
+    """Translations need none: the language switch and links of their originals lead to them."""
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert site.count(f": {page.replace('.ja.md', '.md')}\n") == 1
     assert f": {page}\n" in site or page.endswith(".ja.md")
@@ -210,21 +210,21 @@ def test_pages_for_beginners_show_the_fast_convolution(page):
     assert "EachStep(nn.Conv" not in path.read_text(encoding="utf-8")
 
 
-LOOKED_FOR = {
+FEATURES = {
     "norse": "PoissonEncoder dropout",
     "sinabs": "reset_states dropout",
     "snntorch": "spikegen spikeplot RLeaky ce_rate_loss fast_sigmoid reset_mem Dropout RTRL",
     "spikingjelly": "PoissonEncoder ann2snn monitor set_step_mode reset_net Dropout STDPLearner OTTTLIFNode",
 }
-"""Names that users of a library look for on its page."""
+"""Names of a library that its page must contain."""
 
 
-@pytest.mark.parametrize("library", LOOKED_FOR)
+@pytest.mark.parametrize("library", FEATURES)
 def test_a_page_for_users_of_another_library_names_its_features_and_what_is_missing(library):
     text = (ROOT / "docs" / "coming-from" / f"{library}.md").read_text(encoding="utf-8")
-    there, none = text.split("## Missing in hibana")
-    for name in LOOKED_FOR[library].split():
-        assert re.search(rf"\b{name}\b", there), name
-    assert "membrane of spiking outputs" in there
+    present, missing = text.split("## Missing in hibana")
+    for name in FEATURES[library].split():
+        assert re.search(rf"\b{name}\b", present), name
+    assert "membrane of spiking outputs" in present
     rules = {name for name in hb.learn.__all__ if not name.islower()}
-    assert not rules & {*re.findall(r"(?<![\w.])\w+", none)}
+    assert not rules & {*re.findall(r"(?<![\w.])\w+", missing)}

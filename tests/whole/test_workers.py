@@ -1,4 +1,4 @@
-"""Workers that share the tests: each computes with one thread, and if one dies the run ends with an error."""
+"""Workers of pytest-xdist: each uses one thread, and the run ends with an error if one is killed."""
 
 import os
 import shutil
@@ -27,8 +27,8 @@ def test_passes(number):
 """
 
 
-def shared_by_two(folder: Path, **tests: str) -> subprocess.CompletedProcess[str]:
-    """What came of `tests`, by file, with two workers that share them as ours do."""
+def run_two_workers(folder: Path, **tests: str) -> subprocess.CompletedProcess[str]:
+    """Runs `tests` (contents by name of file) with two workers, configured as the workers of this project."""
     shutil.copy(Path(workers.__file__), folder / "conftest.py")
     for name, text in tests.items():
         (folder / f"{name}.py").write_text(text)
@@ -40,16 +40,16 @@ def shared_by_two(folder: Path, **tests: str) -> subprocess.CompletedProcess[str
         env={**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"},
         capture_output=True,
         text=True,
-        timeout=600,  # replaced, it would never end
+        timeout=600,  # it would not end if pytest-xdist replaced the worker
     )
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_an_error(tmp_path):
-    ended = shared_by_two(tmp_path, test_killed=TESTS)
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert "crashed while running 'test_killed.py::test_passes[20]'" in ended.stdout
+    result = run_two_workers(tmp_path, test_killed=TESTS)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "crashed while running 'test_killed.py::test_passes[20]'" in result.stdout
 
 
-@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="it is about workers")
-def test_a_worker_computes_with_as_many_threads_as_it_is_told():
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="needs a worker")
+def test_a_worker_uses_the_configured_number_of_threads():
     assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
