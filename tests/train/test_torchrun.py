@@ -85,17 +85,25 @@ def test_fit_resumes_after_a_restart(torchrun, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "undisturbed"]
 
 
-TIMEOUT = """
-import time
-from datetime import timedelta
+RESTARTED = """
+import os, time
+import lightning
+from torch import distributed
 from hibana.train import run
-run.TIMEOUT = timedelta(seconds=-59)
-run.DDPStrategy.setup_environment = lambda self: time.sleep(100)
-run._Processes().setup_environment()
+is_restarted = os.environ["TORCHELASTIC_RESTART_COUNT"] == "1"
+if is_restarted and os.environ["RANK"] == "1":
+    time.sleep(2)  # rank 0 looks for the address of rank 1 before rank 1 has one
+strategy = run._Processes(timeout=run.TIMEOUT)
+trainer = lightning.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
+trainer.strategy.setup_environment()
+distributed.barrier()
+os._exit(0 if is_restarted else 1)
 """
 
 
-def test_a_process_that_waits_for_a_connection_ends():
-    result = subprocess.run([sys.executable, "-c", TIMEOUT], capture_output=True, text=True, timeout=90)
-    assert result.returncode == 1
-    assert "setup_environment" in result.stderr
+def test_restarted_processes_connect_to_each_other(tmp_path):
+    (tmp_path / "restarted.py").write_text(RESTARTED)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = [*torchrun, tmp_path / "restarted.py"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr

@@ -6,7 +6,6 @@ the epoch with the smallest validation loss. Checkpoints contain data only: open
 """
 
 import atexit
-import faulthandler
 import importlib.util
 import logging
 import math
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from torch import distributed
 from torch.utils.data import Dataset
 
 from hibana import data
@@ -272,17 +271,23 @@ def complete(
 
 
 class _Processes(DDPStrategy):
-    """Distributed training; a process that cannot connect to the others ends a minute after TIMEOUT.
+    """Distributed training, whose processes also find each other after ``torchrun`` restarted them.
 
-    Gloo has a limit of its own, but two processes that ``torchrun`` had restarted once waited on and on.
+    ``torchrun`` keeps one store of addresses for all starts. A restarted process that read an address of the
+    start before would wait for a process that has ended. Therefore each start has its own prefix of the keys.
+    On several machines, which may count their restarts differently, processes use PyTorch's keys.
     """
 
     def setup_environment(self) -> None:
-        faulthandler.dump_traceback_later(TIMEOUT.total_seconds() + 60, exit=True)
-        try:
-            super().setup_environment()
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        """Connects the processes before Lightning does; Lightning leaves an existing group as it is."""
+        if is_torchrun() and os.environ["GROUP_WORLD_SIZE"] == "1":
+            from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+            store, rank, processes = next(rendezvous("env://", timeout=TIMEOUT))
+            store = PrefixStore(f"start {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+            group = {"store": store, "rank": rank, "world_size": processes, "timeout": TIMEOUT}
+            distributed.init_process_group(self._get_process_group_backend(), **group)
+        super().setup_environment()
 
 
 def _trainer(
@@ -338,8 +343,8 @@ def _leave_process_group() -> None:
     Gloo's threads still hold tensors of the last exchange. Releasing them while the interpreter ends aborts
     the process. Lightning does the same for NCCL.
     """
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _layer_metrics(metrics: Any, name: str) -> dict[str, float]:
