@@ -1,4 +1,4 @@
-"""The article's system comes out of the package, number for number."""
+"""The package reproduces the article's system, number for number."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def random_inputs():
 
 
 def tied_inputs(threshold=1.0):
-    """Multiples of 1/8, so sums are exact, of which 40% take the potential to the threshold exactly."""
+    """Multiples of 1/8, so that sums are exact; 40% of them raise the potential exactly to the threshold."""
     v = s = torch.zeros(7, 11)
     inputs = []
     for _ in range(60):
@@ -32,7 +32,7 @@ def test_demo_1_prints_what_the_article_prints_in_english(capsys):
 
 def test_demo_2_is_the_articles_loop():
     torch.manual_seed(3)
-    shown = demo.over_time(timesteps=100)
+    result = demo.over_time(timesteps=100)
     torch.manual_seed(3)
     x_input = torch.rand(100) / 15
     if_func = article.IF(threshold=1)
@@ -40,9 +40,9 @@ def test_demo_2_is_the_articles_loop():
     s_list = torch.zeros_like(x_input)
     for t in range(99):
         v_list[t + 1], s_list[t + 1] = if_func(x_input[t], v_list[t], s_list[t])
-    assert torch.equal(shown.potentials, v_list)
-    assert torch.equal(shown.spikes, s_list)
-    assert shown.spikes.sum() >= 2
+    assert torch.equal(result.potentials, v_list)
+    assert torch.equal(result.spikes, s_list)
+    assert result.spikes.sum() >= 2
 
 
 def test_ties_are_ties():

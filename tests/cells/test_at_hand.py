@@ -1,4 +1,4 @@
-"""What a person finds at the top of hibana, and what a mistaken name, argument or cell is answered."""
+"""The top-level names of hibana, and the errors for mistaken names, arguments and cells."""
 
 import inspect
 import subprocess
@@ -15,15 +15,15 @@ LAYERS = [name.removesuffix("Cell") for name in cells.__all__ if name.endswith("
 LAZY = ["data", "demo", "metrics", "nir", "plot", "train"]
 
 
-def alone(code):
-    """What `code` prints in a process of its own."""
+def run_script(code):
+    """Returns the output of `code` in a new process."""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout.strip()
 
 
 @pytest.mark.slow
-def test_a_module_is_loaded_when_it_is_touched_and_says_which_extra_it_misses():
+def test_a_module_is_loaded_on_access_and_names_the_missing_extra():
     code = (
         "import sys, hibana as hb; hb.Recurrent(hb.LIFCell(), 2)\n"
         "assert 'hibana.spikes' not in sys.modules  # the kernels of spikes\n"
@@ -32,20 +32,20 @@ def test_a_module_is_loaded_when_it_is_touched_and_says_which_extra_it_misses():
         "assert 'hibana.plot' not in sys.modules; sys.modules['matplotlib'] = None\n"
         "try: hb.plot\nexcept AttributeError as error: print(error)\nprint(hasattr(hb, 'plot'))"
     )
-    loaded, said, has = alone(code).splitlines()
+    loaded, message, available = run_script(code).splitlines()
     assert loaded == "True [] FiringRate"
-    assert "hibana.plot needs matplotlib" in said
-    assert "pip install '.[train]'" in said
-    assert has == "False"
+    assert "hibana.plot needs matplotlib" in message
+    assert "pip install '.[train]'" in message
+    assert available == "False"
 
 
-def test_every_name_in_all_is_there():
+def test_every_name_in_all_exists():
     for name in hb.__all__:
         assert getattr(hb, name) is not None
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_cell_and_its_layer_are_public_and_have_a_place_in_the_api(name):
+def test_a_cell_and_its_layer_are_public_and_on_the_page_of_the_api(name):
     assert {name, f"{name}Cell"} <= {*hb.__all__}
     page = (Path(__file__).parents[2] / "docs" / "api" / "hibana.md").read_text(encoding="utf-8")
     assert f"::: hibana.{name}Cell\n" in page
@@ -53,12 +53,12 @@ def test_a_cell_and_its_layer_are_public_and_have_a_place_in_the_api(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_says_its_equations_and_each_of_its_arguments(name):
+def test_the_docstring_of_a_layer_has_its_equations_and_arguments(name):
     layer, cell = getattr(hb, name), getattr(hb, f"{name}Cell")
-    told = inspect.getdoc(layer)
-    assert inspect.getdoc(cell).partition("\n\n")[2].partition("\n\n")[0] in told
-    assert ">>>" not in told
-    arguments = told.partition("Args:")[2].partition("Source:")[0]
+    text = inspect.getdoc(layer)
+    assert inspect.getdoc(cell).partition("\n\n")[2].partition("\n\n")[0] in text
+    assert ">>>" not in text
+    arguments = text.partition("Args:")[2].partition("Source:")[0]
     for argument in inspect.signature(layer).parameters:
         assert f"    {argument}: " in arguments, argument
 
@@ -70,11 +70,11 @@ def test_a_surrogate_is_named_by_a_string(name):
 
 @pytest.mark.parametrize("layer", [hb.IF(), hb.Recurrent(hb.LIFCell(), 3), hb.Delay(1.0)], ids=repr)
 @pytest.mark.parametrize("name", ["reset_mem", "reset", "init_leaky", "set_step_mode", "reset_net"])
-def test_what_others_call_between_calls_is_no_attribute_and_says_what_to_do(layer, name):
-    for asked in (layer, hb):
+def test_the_reset_functions_of_other_libraries_raise_an_error_with_the_fix(layer, name):
+    for owner in (layer, hb):
         with pytest.raises(AttributeError, match=rf"{name}.*every call starts at rest; .*use hb\.run\("):
-            getattr(asked, name)
-        assert not hasattr(asked, name)
+            getattr(owner, name)
+        assert not hasattr(owner, name)
     with pytest.raises(AttributeError, match=r"has no attribute 'other'$"):
         getattr(layer, "oth" + "er")
     setattr(layer, name, torch.nn.Identity())
@@ -82,7 +82,7 @@ def test_what_others_call_between_calls_is_no_attribute_and_says_what_to_do(laye
     delattr(layer, name)
 
 
-MISTAKES = {
+MISTAKEN_CALLS = {
     "a size": (lambda: hb.IF(16), "is its threshold, not a number of neurons"),
     "a decay": (lambda: hb.LIF(beta=0.9), "hibana's is tau, in time steps"),
     "a threshold": (lambda: hb.LIFCell(v_threshold=1.0), "hibana's is threshold"),
@@ -104,27 +104,27 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("kind", MISTAKES)
-def test_a_mistaken_argument_is_answered_with_the_right_one(kind):
-    mistaken, words = MISTAKES[kind]
+@pytest.mark.parametrize("kind", MISTAKEN_CALLS)
+def test_the_error_of_a_mistaken_argument_names_the_right_one(kind):
+    call, message = MISTAKEN_CALLS[kind]
     with pytest.raises((TypeError, ValueError)) as raised:
-        mistaken()
-    assert words in str(raised.value)
+        call()
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_a_threshold_may_be_a_whole_number():
+def test_a_threshold_may_be_an_integer():
     assert hb.IF(1).cell.threshold == hb.IF(threshold=1).cell.threshold == 1
     assert hb.IF(16.0).cell.threshold == hb.IF(threshold=16).cell.threshold == 16
 
 
-@pytest.mark.parametrize(("foreign", "own"), [("Leaky", "LIF"), ("IFNode", "IF"), ("spikegen", "encode")])
-def test_another_librarys_name_is_answered_with_hibanas(foreign, own):
-    with pytest.raises(AttributeError, match=rf"its own is hibana\.{own}$"):
+@pytest.mark.parametrize(("foreign", "name"), [("Leaky", "LIF"), ("IFNode", "IF"), ("spikegen", "encode")])
+def test_the_error_of_another_librarys_name_gives_hibanas(foreign, name):
+    with pytest.raises(AttributeError, match=rf"its own is hibana\.{name}$"):
         getattr(hb, foreign)
 
 
-class Forgotten(hb.Cell):
+class OneState(hb.Cell):
     def forward(self, input_, v_previous, s_previous):
         return (v_previous + input_,)
 
@@ -144,7 +144,7 @@ class NoTensor(hb.Cell):
         return (1.0,)
 
 
-class NotMade(hb.Cell):
+class WithoutSuperInit(hb.Cell):
     def __init__(self):
         self.rate = 1.0
 
@@ -153,17 +153,17 @@ class NotMade(hb.Cell):
 
 
 @pytest.mark.parametrize(
-    ("cell", "words"),
+    ("cell", "message"),
     [
-        (Forgotten, "must return its states, (v, s), each like the input; got 1 for the 2 that it takes"),
+        (OneState, "must return its states, (v, s), each like the input; got 1 for the 2 that it takes"),
         (TooMany, "must return its states, (v,), each like the input; got 2 for the 1 that it takes"),
         (NoTuple, "must return its states, (v,), each like the input; got a Tensor, no tuple"),
         (NoTensor, "each like the input; v is of type float"),
-        (NotMade, r"NotMade.__init__ must call super().__init__()"),
+        (WithoutSuperInit, r"WithoutSuperInit.__init__ must call super().__init__()"),
     ],
 )
-def test_a_mistaken_cell_is_told_what_it_should_return(cell, words):
+def test_the_error_of_a_wrong_cell_says_what_to_return(cell, message):
     for length in (1, 3):
         with pytest.raises(TypeError) as raised:
             hb.OverTime(cell())(torch.rand(length, 2))
-        assert words in str(raised.value)
+        assert message in str(raised.value)

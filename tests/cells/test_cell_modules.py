@@ -1,4 +1,4 @@
-"""Cells are modules as torch has them: made anywhere, copied, saved and loaded, sharded."""
+"""Cells are torch modules: created on any device, copied, saved, loaded and sharded."""
 
 import copy
 import math
@@ -15,7 +15,7 @@ from hibana.cells.surrogate import ATan
 
 SHAPE = (8, 2, 5)
 VALUES = {"tau": 3.0, "threshold": 0.9, "tau_synapse": 2.5, "tau_adaptation": 20.0}
-each_cell = pytest.mark.parametrize("kind", CELLS)
+every_cell = pytest.mark.parametrize("kind", CELLS)
 few_cells = pytest.mark.parametrize("kind", few(CELLS))
 
 
@@ -23,8 +23,8 @@ def smooth(kind, **settings):
     return kind(**({"surrogate": ATan()} if takes(kind, "surrogate") else {}), **settings)
 
 
-def learned(kind):
-    """A cell of `kind` whose time constants and threshold are parameters, one for each of five neurons."""
+def with_parameters(kind):
+    """A cell of `kind` for five neurons; its time constants and threshold are parameters per neuron."""
     able = [name for name in VALUES if takes(kind, name) and not (kind is hb.PLIFCell and name == "tau")]
     scale = 30.0 if kind is hb.IzhikevichCell else 1.0
     return smooth(
@@ -34,35 +34,35 @@ def learned(kind):
 
 
 @few_cells
-def test_a_cell_is_made_on_the_meta_device_and_filled_later(kind):
-    for make in (lambda: kind(), lambda: learned(kind)):
-        whole = make()
+def test_a_cell_created_on_the_meta_device_can_be_filled_later(kind):
+    for make in (lambda: kind(), lambda: with_parameters(kind)):
+        cell = make()
         with torch.device("meta"):
             empty = make()
         assert all(tensor.is_meta for tensor in empty.state_dict().values())
         filled = empty.to_empty(device="cpu")
-        filled.load_state_dict(whole.state_dict())
-        inputs = drive(whole, SHAPE)
-        assert torch.equal(hb.OverTime(filled)(inputs), hb.OverTime(whole)(inputs))
+        filled.load_state_dict(cell.state_dict())
+        inputs = drive(cell, SHAPE)
+        assert torch.equal(hb.OverTime(filled)(inputs), hb.OverTime(cell)(inputs))
 
 
-@each_cell
-def test_a_layer_is_made_within_fake_tensors(kind):
+@every_cell
+def test_a_layer_can_be_created_in_fake_tensor_mode(kind):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         hb.OverTime(kind())
-        hb.OverTime(learned(kind))
+        hb.OverTime(with_parameters(kind))
 
 
-@each_cell
-def test_a_cell_made_on_the_meta_device_runs_there(kind):
+@every_cell
+def test_a_cell_created_on_the_meta_device_runs_there(kind):
     with torch.device("meta"):
-        layer = hb.OverTime(learned(kind))
+        layer = hb.OverTime(with_parameters(kind))
         assert layer(torch.rand(SHAPE)).shape == SHAPE
 
 
-def test_parameters_can_be_set_anew_after_to_empty():
+def test_parameters_can_be_reset_after_to_empty():
     with torch.device("meta"):
         cell = hb.PLIFCell(tau=4.0)
     cell.to_empty(device="cpu")
@@ -71,7 +71,7 @@ def test_parameters_can_be_set_anew_after_to_empty():
 
 
 @pytest.mark.cover(1)
-@each_cell
+@every_cell
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_default_dtype_changes_no_number(kind, dtype):
     expected = kind()
@@ -90,16 +90,16 @@ def test_another_default_dtype_changes_no_number(kind, dtype):
 
 
 @pytest.fixture
-def alone(tmp_path):
-    """A group of one process."""
+def process_group(tmp_path):
+    """Creates a distributed group of one process."""
     distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
 
 @few_cells
-def test_a_network_of_each_cell_is_sharded(kind, alone):
-    for make in (lambda: smooth(kind), lambda: learned(kind)):
+def test_a_network_of_each_cell_is_sharded(kind, process_group):
+    for make in (lambda: smooth(kind), lambda: with_parameters(kind)):
         net = nn.Sequential(nn.Linear(5, 5), hb.OverTime(make()))
         twin = copy.deepcopy(net)
         inputs = 100 * torch.rand(SHAPE)
@@ -113,7 +113,7 @@ def test_a_network_of_each_cell_is_sharded(kind, alone):
             torch.testing.assert_close(sharded.grad.full_tensor(), plain.grad)
 
 
-def test_a_sharded_time_constant_stays_in_its_range(alone):
+def test_a_sharded_time_constant_stays_in_its_range(process_group):
     net = nn.Sequential(nn.Linear(5, 5), hb.LI(tau=nn.Parameter(torch.full([5], 1.1))))
     twin = copy.deepcopy(net)
     fully_shard(net, mesh=distributed.device_mesh.init_device_mesh("cpu", (1,)))
@@ -145,8 +145,8 @@ def test_one_time_constant_serves_steps_without_dimensions():
     assert v.shape == ()
 
 
-@each_cell
-def test_a_cell_is_saved_under_the_address_that_users_know(kind):
+@every_cell
+def test_a_cell_is_pickled_under_its_public_module(kind):
     assert kind.__module__ == "hibana.cells"
     assert b"hibana.cells\n" in pickle.dumps(kind, protocol=0)
     assert pickle.loads(f"chibana.cells\n{kind.__name__}\n.".encode()) is kind

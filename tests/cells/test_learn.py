@@ -1,4 +1,4 @@
-"""Values that a cell is asked to learn: in their range by construction, for a layer or for each neuron."""
+"""Values that a cell learns: in their range by construction, per layer or per neuron."""
 
 import inspect
 
@@ -22,45 +22,45 @@ LEARNABLE = [
     for name in inspect.signature(kind).parameters
     if name in RANGES and (kind, name) != (hb.PLIFCell, "tau")
 ]
-each = pytest.mark.parametrize(("kind", "name"), LEARNABLE)
-some = pytest.mark.parametrize(("kind", "name"), few_values(LEARNABLE))
+every_value = pytest.mark.parametrize(("kind", "name"), LEARNABLE)
+some_values = pytest.mark.parametrize(("kind", "name"), few_values(LEARNABLE))
 
 
-def made(kind, name, size=None):
+def build_cell(kind, name, size=None):
     value = inspect.signature(kind).parameters[name].default
     value = min(value, 4.0) if name == "tau" else value
     surrogate = {"surrogate": hb.surrogate.ATan()} if takes(kind, "surrogate") else {}
     return kind(**{**surrogate, name: value if size is None else torch.full([size], value)}, learn=name)
 
 
-@each
-def test_no_optimiser_takes_a_learned_value_out_of_its_range(kind, name):
-    cell, (least, most) = made(kind, name), RANGES[name]
+@every_value
+def test_any_parameter_gives_a_learned_value_in_its_range(kind, name):
+    cell, (low, high) = build_cell(kind, name), RANGES[name]
     (parameter,) = (p for key, p in cell.named_parameters() if key.endswith(name))
     for value in (-30.0, 0.3, 20.0):
         with torch.no_grad():
             parameter.fill_(value)
-        assert least <= getattr(cell, name).item() <= (most or float("inf"))
+        assert low <= getattr(cell, name).item() <= (high or float("inf"))
         assert getattr(cell, name).item() > 0
 
 
-@some
-def test_a_learned_value_does_what_the_value_does_and_has_a_gradient(kind, name):
+@some_values
+def test_a_learned_value_acts_as_the_fixed_one_and_has_a_gradient(kind, name):
     first = next(n for k, n in LEARNABLE if k is kind)
-    for size in (None, 5) if name == first else (5,):  # one for the layer is broadcast, whichever it is
-        cell = made(kind, name, size)
+    for size in (None, 5) if name == first else (5,):  # one value broadcasts alike for all names
+        cell = build_cell(kind, name, size)
         fixed = kind(**{"surrogate": cell.surrogate} if hasattr(cell, "surrogate") else {})
         setattr(fixed, name, getattr(cell, name).detach())
         x = drive(fixed, (12, 3, 5))
         for backend in ("auto", "reference"):
-            found = hb.unroll(cell, x, backend=backend)[0]
-            assert torch.equal(found, hb.unroll(fixed, x, backend=backend)[0])
-            (gradient,) = torch.autograd.grad(found.square().sum(), [*cell.parameters()][-1:])
+            outputs = hb.unroll(cell, x, backend=backend)[0]
+            assert torch.equal(outputs, hb.unroll(fixed, x, backend=backend)[0])
+            (gradient,) = torch.autograd.grad(outputs.square().sum(), [*cell.parameters()][-1:])
             assert gradient.any()
             assert gradient.shape == ((1,) if size is None else (5,))
 
 
-def test_several_values_and_a_value_set_again():
+def test_several_values_can_be_learned_and_one_replaced():
     layer = hb.ALIF(tau=torch.linspace(2, 9, 4), learn=("tau", "tau_adaptation", "threshold"))
     names = {name: p.shape for name, p in layer.cell.named_parameters()}
     assert names == {"log_tau": (4,), "log_tau_adaptation": (1,), "log_threshold": (1,)}
@@ -70,18 +70,18 @@ def test_several_values_and_a_value_set_again():
     assert layer.cell.tau == 5.0
 
 
-def test_a_time_constant_is_learned_in_proportion():
+def test_training_recovers_a_time_constant():
     layer, x = hb.LI(tau=3.0, learn="tau"), torch.rand(40, 8, 1)
-    wanted = hb.LI(tau=20.0)(x)
-    best = torch.optim.Adam(layer.parameters(), 0.1)
+    expected = hb.LI(tau=20.0)(x)
+    optimizer = torch.optim.Adam(layer.parameters(), 0.1)
     for _ in range(100):
-        best.zero_grad()
-        (layer(x) - wanted).square().mean().backward()
-        best.step()
+        optimizer.zero_grad()
+        (layer(x) - expected).square().mean().backward()
+        optimizer.step()
     assert layer.cell.tau.item() == pytest.approx(20.0, rel=0.05)
 
 
-def test_each_neuron_of_plif_may_have_its_own():
+def test_plif_may_have_a_time_constant_per_neuron():
     layer = hb.PLIF(tau=torch.tensor([2.0, 5.0, 30.0]))
     torch.testing.assert_close(layer.cell.tau, torch.tensor([2.0, 5.0, 30.0]))
     x = 3 * torch.rand(20, 2, 3)
@@ -93,7 +93,7 @@ def test_each_neuron_of_plif_may_have_its_own():
         hb.PLIF(tau=torch.tensor([2.0, 1.0]))
 
 
-def test_values_spread_evenly_in_their_logarithm():
+def test_log_uniform_values_have_uniform_logarithms():
     values = hb.log_uniform(2, 200, 4000)
     assert 2 <= values.min() < 2.1
     assert 190 < values.max() <= 200
@@ -102,24 +102,24 @@ def test_values_spread_evenly_in_their_logarithm():
         hb.log_uniform(0, 3, 5)
 
 
-def test_adlif_is_written_out():
+def test_adlif_follows_its_equations():
     cell = hb.AdLIFCell.spread(6, surrogate=hb.surrogate.ATan())
     x = drive(cell, (25, 3, 6))
     alpha, beta = 1 - 1 / cell.tau, 1 - 1 / cell.tau_adaptation
     u = w = s = torch.zeros(3, 6)
-    found = hb.unroll(cell, x)[0]
-    for step, emitted in zip(x, found, strict=True):
+    outputs = hb.unroll(cell, x)[0]
+    for step, emitted in zip(x, outputs, strict=True):
         w = beta * w + cell.coupling * u + cell.jump * s
         u = alpha * (u - s) + (1 - alpha) * (step - w)
         s = (u > 1).float()
         assert torch.equal(emitted, s)
-    assert found.any()
+    assert outputs.any()
     assert 5 <= cell.tau.min() <= cell.tau.max() <= 25.001
     assert len(list(cell.parameters())) == 4
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
         (lambda: hb.LIF(learn="reset"), "learn must name values among tau, threshold; got 'reset'"),
         (lambda: hb.LIF(tau=1.0, learn="tau"), "tau must be finite and above 1.0 to be learned"),
@@ -134,12 +134,12 @@ def test_adlif_is_written_out():
         (lambda: hb.LIF(most_spikes=2), 'reset must be "subtract" where most_spikes is above 1, got 0.0'),
     ],
 )
-def test_what_makes_no_sense_is_refused(call, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_a_parameter_between_two_bounds_counts_inwards():
+def test_a_parameter_beyond_either_bound_is_reflected():
     cell = hb.AdLIFCell(coupling=nn.Parameter(torch.tensor([0.25, 0.5, 0.75])))
     with torch.no_grad():
         cell._parameters["coupling"].copy_(torch.tensor([-0.25, 0.5, 1.25]))
@@ -154,5 +154,5 @@ def test_adlif_remembers_a_spike_for_hundreds_of_steps():
     x = torch.zeros(300, 1, 200)
     x[0] = 100.0
     w = hb.record(cell, x)["w"][:, 0].detach()
-    left = w[250] / w[20]
-    assert (left > 0.3).float().mean() > 0.2
+    remaining = w[250] / w[20]
+    assert (remaining > 0.3).float().mean() > 0.2

@@ -1,4 +1,4 @@
-"""Time constants and thresholds that are learned stay what they are: no optimiser takes them out of range."""
+"""Learned time constants and thresholds stay in their range, whatever an optimizer does."""
 
 import inspect
 
@@ -12,19 +12,19 @@ from conformance.suite import CELLS, CPU, drive, few_values, takes
 from hibana.cells.surrogate import ATan
 
 SHAPE = (8, 2, 5)
-LEAST = {"tau": 1.0, "tau_synapse": 1.0, "tau_adaptation": 1.0, "threshold": 0.0, "sharpness": 0.0, "dt": 0.0}
+LOWER = {"tau": 1.0, "tau_synapse": 1.0, "tau_adaptation": 1.0, "threshold": 0.0, "sharpness": 0.0, "dt": 0.0}
 BOUND = [
     (kind, name)
     for kind in CELLS
     for name in inspect.signature(kind).parameters
-    if name in LEAST and (kind, name) != (hb.PLIFCell, "tau")
+    if name in LOWER and (kind, name) != (hb.PLIFCell, "tau")
 ]
 each_bound = pytest.mark.parametrize(("kind", "name"), BOUND)
 some_bound = pytest.mark.parametrize(("kind", "name"), few_values(BOUND))
 
 
-def made(kind, name, value):
-    """A cell of `kind` that learns `name` from `value` on."""
+def build_cell(kind, name, value):
+    """A cell of `kind` that learns `name`, with the initial value `value`."""
     surrogate = {"surrogate": ATan()} if takes(kind, "surrogate") else {}
     return kind(**{**surrogate, name: nn.Parameter(torch.as_tensor(value))})
 
@@ -35,7 +35,7 @@ def default(kind, name):
 
 
 def test_there_are_learned_values():
-    assert {name for _, name in BOUND} == set(LEAST)
+    assert {name for _, name in BOUND} == set(LOWER)
     assert len(BOUND) >= 20
 
 
@@ -43,87 +43,87 @@ def test_there_are_learned_values():
 @some_bound
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_a_learned_value_stays_in_its_range(kind, name, optimizer):
-    cell = made(kind, name, default(kind, name))
+    cell = build_cell(kind, name, default(kind, name))
     layer = hb.OverTime(cell)
-    best = optimizer(layer.parameters(), lr=0.3 * default(kind, name))
+    optimizer_ = optimizer(layer.parameters(), lr=0.3 * default(kind, name))
     inputs = drive(cell, SHAPE)
     for _ in range(12):
-        best.zero_grad()
-        (layer(inputs).sum() * 0.0 + 1.5 * getattr(cell, name).sum()).backward()  # pushes it down
-        best.step()
+        optimizer_.zero_grad()
+        (layer(inputs).sum() * 0.0 + 1.5 * getattr(cell, name).sum()).backward()  # decreases the value
+        optimizer_.step()
         value = getattr(cell, name)
         assert bool((value > 0).all())
-        assert bool((value >= LEAST[name]).all())
+        assert bool((value >= LOWER[name]).all())
         assert bool(layer(inputs).isfinite().all())
 
 
 @some_bound
-def test_a_parameter_is_the_users_and_its_value_is_used_to_the_bit(kind, name):
+def test_a_users_parameter_stays_and_its_exact_value_is_used(kind, name):
     for value in (default(kind, name) * 1.1, torch.linspace(1.3, 1.7, 5) * default(kind, name)):
-        cell = made(kind, name, value)
-        given = dict(cell.named_parameters())[name]
+        cell = build_cell(kind, name, value)
+        parameter = dict(cell.named_parameters())[name]
         assert name in cell.state_dict()
-        assert torch.equal(getattr(cell, name), given)
-        as_buffer = made(kind, name, value)
+        assert torch.equal(getattr(cell, name), parameter)
+        as_buffer = build_cell(kind, name, value)
         del as_buffer._parameters[name]
-        setattr(as_buffer, name, given.detach().clone())
+        setattr(as_buffer, name, parameter.detach().clone())
         inputs = drive(cell, SHAPE)
         assert torch.equal(hb.OverTime(cell)(inputs), hb.OverTime(as_buffer)(inputs))
-    mine = nn.Parameter(torch.tensor(default(kind, name)))
-    cell = kind(**{name: mine})
-    assert dict(cell.named_parameters())[name] is mine
-    assert getattr(cell, name) is mine  # so that it can be optimised, frozen, written to, asked for its grad
+    parameter_ = nn.Parameter(torch.tensor(default(kind, name)))
+    cell = kind(**{name: parameter_})
+    assert dict(cell.named_parameters())[name] is parameter_
+    assert getattr(cell, name) is parameter_  # the user can optimize, freeze and write it
 
 
 @each_bound
-def test_what_lies_beyond_the_bound_counts_from_it_inwards(kind, name):
-    cell = made(kind, name, 2.0)
+def test_a_value_beyond_its_bound_is_reflected(kind, name):
+    cell = build_cell(kind, name, 2.0)
     beyond = torch.tensor([0.5, 0.0, -0.25, -3.0])
     with torch.no_grad():
-        for value in beyond - 1 + LEAST[name]:
+        for value in beyond - 1 + LOWER[name]:
             dict(cell.named_parameters())[name].fill_(value)
             used = getattr(cell, name)
-            inside = value > LEAST[name]
-            expected = value if inside else 2 * LEAST[name] - value
+            inside = value > LOWER[name]
+            expected = value if inside else 2 * LOWER[name] - value
             assert used > 0
             torch.testing.assert_close(used, expected)
 
 
 @some_bound
 def test_a_learned_value_beyond_its_bound_conforms(kind, name):
-    inside = made(kind, name, default(kind, name))
+    inside = build_cell(kind, name, default(kind, name))
     inputs = drive(inside, SHAPE)
-    for value in (2 * LEAST[name] - default(kind, name), LEAST[name] - torch.rand(5)):
-        cell = made(kind, name, torch.full_like(torch.as_tensor(value), 2.0))
+    for value in (2 * LOWER[name] - default(kind, name), LOWER[name] - torch.rand(5)):
+        cell = build_cell(kind, name, torch.full_like(torch.as_tensor(value), 2.0))
         with torch.no_grad():
             dict(cell.named_parameters())[name].copy_(torch.as_tensor(value))
         assert_conforms(CPU, cell, inputs, uses=["outputs and states"])
 
 
 @each_bound
-def test_the_gradient_turns_a_learned_value_back(kind, name):
-    cell = made(kind, name, 2.0)
-    given = dict(cell.named_parameters())[name]
-    for value, slope in ((LEAST[name] + 0.5, 1.0), (LEAST[name] - 0.5, -1.0)):
+def test_the_gradient_changes_its_sign_beyond_the_bound(kind, name):
+    cell = build_cell(kind, name, 2.0)
+    parameter = dict(cell.named_parameters())[name]
+    for value, slope in ((LOWER[name] + 0.5, 1.0), (LOWER[name] - 0.5, -1.0)):
         with torch.no_grad():
-            given.fill_(value)
-        (gradient,) = torch.autograd.grad(getattr(cell, name), given)
+            parameter.fill_(value)
+        (gradient,) = torch.autograd.grad(getattr(cell, name), parameter)
         assert gradient == slope
 
 
 def test_a_layer_learns_its_time_constant_past_the_bound_and_back():
     layer = hb.LI(tau=nn.Parameter(torch.tensor(1.2)))
-    best = torch.optim.SGD(layer.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.05)
     inputs = torch.rand(20, 4, 1, generator=torch.Generator().manual_seed(1))
-    for wanted in (1.0, 4.0):
+    for tau in (1.0, 4.0):
         with torch.no_grad():
-            aim = hb.LI(tau=wanted)(inputs)
+            target = hb.LI(tau=tau)(inputs)
         for _ in range(300):
-            best.zero_grad()
-            (layer(inputs) - aim).square().mean().backward()
-            best.step()
+            optimizer.zero_grad()
+            (layer(inputs) - target).square().mean().backward()
+            optimizer.step()
             assert layer.cell.tau >= 1
-        assert abs(layer.cell.tau - wanted) < 0.1
+        assert abs(layer.cell.tau - tau) < 0.1
 
 
 @pytest.mark.dynamo
@@ -140,10 +140,10 @@ def test_a_frozen_and_a_compiled_layer_have_the_value_in_range():
 
 
 @pytest.mark.dynamo
-def test_what_was_written_down_in_range_holds_beyond_it():
+def test_graphs_traced_within_the_range_reflect_values_beyond_it():
     cell = hb.LICell(tau=nn.Parameter(torch.tensor(2.0)))
     layer, inputs = hb.OverTime(cell), torch.rand(8, 2, 5)
-    written = [
+    traced = [
         torch.compile(layer, backend="aot_eager", fullgraph=True),
         hb.convert.export(layer, inputs).module(),
         lambda x: torch.func.functional_call(layer, {"cell.tau": cell.state_dict()["tau"]}, x),
@@ -151,9 +151,9 @@ def test_what_was_written_down_in_range_holds_beyond_it():
     for value in (2.0, 0.4):
         with torch.no_grad():
             dict(cell.named_parameters())["tau"].fill_(value)
-        written[1].load_state_dict({"cell.tau": torch.tensor(value)})
+        traced[1].load_state_dict({"cell.tau": torch.tensor(value)})
         expected = hb.unroll(hb.LICell(tau=value if value > 1 else 2 - value), inputs)[0]
-        for run in written:
+        for run in traced:
             torch.testing.assert_close(run(inputs), expected)
 
 
@@ -167,8 +167,8 @@ def test_plif_has_its_time_constant_in_range():
     assert layer.cell.tau >= 1
 
 
-def test_a_neuron_of_ones_own_has_ranges_too():
-    class Own(hb.Cell):
+def test_a_user_defined_cell_may_have_ranges():
+    class UserCell(hb.Cell):
         decay_time = hb.cells.AtLeast(1.0)
 
         def __init__(self, decay_time):
@@ -178,8 +178,8 @@ def test_a_neuron_of_ones_own_has_ranges_too():
         def forward(self, input_, v_previous):
             return (v_previous * (1 - 1 / self.decay_time) + input_,)
 
-    assert Own(3.0).decay_time == 3.0
-    cell = Own(nn.Parameter(torch.tensor(3.0)))
+    assert UserCell(3.0).decay_time == 3.0
+    cell = UserCell(nn.Parameter(torch.tensor(3.0)))
     with torch.no_grad():
         cell._parameters["decay_time"].fill_(-1.0)
     assert cell.decay_time == 3.0

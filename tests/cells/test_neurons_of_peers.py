@@ -1,7 +1,7 @@
-"""Neurons as other libraries have them: the same spikes, beside the library where it is installed.
+"""Neurons of other libraries: hibana's neurons emit the same spikes. Skipped if a library is not installed.
 
-In an environment of their own, as in ``test_nir_peers.py``. Values lie on a grid of powers of two where the
-order of the operations differs.
+Install the libraries as in ``test_nir_peers.py``. If the order of operations differs, inputs are multiples
+of a power of two.
 """
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 import hibana as hb
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what the peers warn of is theirs
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of the other libraries
 X = torch.randint(-16, 40, (60, 4, 9), generator=torch.Generator().manual_seed(3)) / 64
 
 
@@ -22,13 +22,13 @@ def grid(x):
 def test_snntorchs_leaky(mechanism, late):
     snn = pytest.importorskip("snntorch")
     peer = snn.Leaky(beta=0.875, reset_mechanism=mechanism, reset_delay=late)
-    memory, wanted = peer.reset_mem(), []
+    memory, expected = peer.reset_mem(), []
     for step in X:
         spikes, memory = peer(step, memory)
-        wanted.append(spikes)
+        expected.append(spikes)
     subtracts = mechanism == "subtract"
     layer = hb.LIF(tau=8.0, reset="subtract" if subtracts else 0.0, leak_first=late and subtracts)
-    assert torch.equal(layer(X), torch.stack(wanted))
+    assert torch.equal(layer(X), torch.stack(expected))
     assert layer(X).any()
 
 
@@ -36,18 +36,18 @@ def test_snntorchs_learned_beta():
     snn = pytest.importorskip("snntorch")
     peer = snn.Leaky(beta=0.875, learn_beta=True, learn_threshold=True, spike_grad=snn.surrogate.atan())
     layer = hb.LIF(8.0, learn=("tau", "threshold"), reset="subtract", leak_first=True, surrogate="atan")
-    memory, wanted = peer.reset_mem(), []
+    memory, expected = peer.reset_mem(), []
     for step in X:
         spikes, memory = peer(step, memory)
-        wanted.append(spikes)
-    found = layer(X)
-    assert torch.equal(found, torch.stack(wanted))
+        expected.append(spikes)
+    outputs = layer(X)
+    assert torch.equal(outputs, torch.stack(expected))
     assert {"log_tau", "log_threshold"} == {name for name, _ in layer.cell.named_parameters()}
-    assert all(p.grad is not None for p in _backward(found, layer))
+    assert all(p.grad is not None for p in _backward(outputs, layer))
 
 
-def _backward(found, layer):
-    found.square().sum().backward()
+def _backward(outputs, layer):
+    outputs.square().sum().backward()
     return list(layer.parameters())
 
 
@@ -61,11 +61,11 @@ def test_sinabs_leak_with_a_lower_bound_and_many_spikes(bound, most):
     tau = -1 / torch.log(torch.tensor(alpha, dtype=torch.float64))
     peer = layers.LIF(tau_mem=tau.item(), spike_fn=spikes, min_v_mem=bound, norm_input=False).double()
     x = 2 * grid(X).double() + 1 / 256  # off the threshold, at which sinabs spikes and hibana does not
-    wanted = peer(x.transpose(0, 1)).transpose(0, 1)
+    expected = peer(x.transpose(0, 1)).transpose(0, 1)
     layer = hb.LIF(tau=8.0, reset="subtract", lower_bound=bound, most_spikes=most)
-    found = layer(x)
-    assert torch.equal(found, wanted)
-    assert found.max() == most
+    outputs = layer(x)
+    assert torch.equal(outputs, expected)
+    assert outputs.max() == most
 
 
 @pytest.mark.parametrize("reset", [0.0, -0.5, None])
@@ -74,11 +74,11 @@ def test_spikingjellys_leak(reset, decay_input):
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
     peer = neuron.LIFNode(tau=4.0, decay_input=decay_input, v_reset=reset, step_mode="m").double()
     x = (grid(X) * (4 if decay_input else 1)).double() + 1 / 256  # off the threshold
-    wanted = peer(x)
+    expected = peer(x)
     rest = {} if reset is None else {"rest": reset}
     layer = hb.LIF(tau=4.0, reset="subtract" if reset is None else reset, decay_input=decay_input, **rest)
-    assert torch.equal(layer(x), wanted)
-    assert wanted.any()
+    assert torch.equal(layer(x), expected)
+    assert expected.any()
 
 
 def test_spikingjellys_plif():

@@ -15,7 +15,7 @@ def noise(steps: int = 60, neurons: int = 5, size: float = 1.0) -> Tensor:
 
 
 def test_resonate_and_fire_is_the_papers_recurrence() -> None:
-    """In the paper's own units, with its step of 0.01."""
+    """In the paper's units, with a step of 0.01."""
     step, offset, refractory, threshold = 0.01, 0.8, 0.9, 1.0
     omega = torch.tensor([5.0, 10, 20, 40, 80]).double()
     inputs = noise(size=60.0)
@@ -27,9 +27,9 @@ def test_resonate_and_fire_is_the_papers_recurrence() -> None:
         q = refractory * q + spikes
         expected.append(spikes)
     cell = hb.ResonateAndFireCell(step * omega, step * offset, step, 1 / (1 - refractory), threshold)
-    found, _ = hb.unroll(cell, step * inputs)
-    assert 0.05 < float(found.mean()) < 0.5
-    assert torch.equal(found, torch.stack(expected))
+    outputs, _ = hb.unroll(cell, step * inputs)
+    assert 0.05 < float(outputs.mean()) < 0.5
+    assert torch.equal(outputs, torch.stack(expected))
 
 
 @pytest.mark.parametrize("omega", [0.05, 0.5, 0.95])
@@ -53,30 +53,30 @@ def test_a_spike_raises_the_threshold_and_dampens() -> None:
 
 
 @pytest.mark.parametrize("cell", [hb.ResonateAndFireCell, hb.SiLIFCell])
-def test_it_answers_to_its_own_frequency(cell: type) -> None:
+def test_the_response_is_largest_at_the_resonance_frequency(cell: type) -> None:
     frequencies = torch.tensor([0.1, 0.2, 0.4])
     time = torch.arange(400.0)[:, None, None]
     neuron = cell(omega=frequencies, threshold=1e9, **({"tau": 100.0} if cell is hb.SiLIFCell else {}))
-    for chosen in range(3):
-        wave = torch.cos(frequencies[chosen] * time).expand(400, 1, 3)
+    for index in range(3):
+        wave = torch.cos(frequencies[index] * time).expand(400, 1, 3)
         sizes = hb.record(neuron, wave)["v"][200:].abs().amax(dim=(0, 1))
-        assert int(sizes.argmax()) == chosen
+        assert int(sizes.argmax()) == index
 
 
 def test_silif_is_a_complex_recurrence() -> None:
     tau, omega, inputs = torch.tensor([2.0, 5, 10, 30, 90]).double(), torch.rand(5).double() * 3, noise()
     factor = torch.exp(torch.complex(-1 / tau, omega))
     state, spikes = torch.zeros(2, 5, dtype=torch.complex128), 0
-    found = hb.record(hb.SiLIFCell(tau, omega), inputs)
-    assert 0.05 < float(found["s"].mean()) < 0.6
+    states = hb.record(hb.SiLIFCell(tau, omega), inputs)
+    assert 0.05 < float(states["s"].mean()) < 0.6
     for step, current in enumerate(inputs):
         state = factor * (state - 0.5 * spikes) + 0.5 * current  # one of a pair of conjugate states
-        torch.testing.assert_close(found["v"][step], 2 * state.real)
-        torch.testing.assert_close(found["w"][step], 2 * state.imag)
-        spikes = found["s"][step]
+        torch.testing.assert_close(states["v"][step], 2 * state.real)
+        torch.testing.assert_close(states["w"][step], 2 * state.imag)
+        spikes = states["s"][step]
 
 
-def test_silif_that_does_not_turn_leaks() -> None:
+def test_silif_without_rotation_is_leaky_integrate_and_fire() -> None:
     leak = 1 / (1 - math.exp(-1 / 8.0))
     inputs = noise()
     slow, plain = hb.SiLIF(8.0, omega=0.0), hb.LIF(leak, reset="subtract")
@@ -102,17 +102,17 @@ def test_learned_values_stay_in_their_ranges(cell: type) -> None:
 def test_streams_and_learns_in_a_network(layer: type) -> None:
     net = nn.Sequential(hb.Linear(3, 8), layer(surrogate="ATan", learn="omega"), nn.Linear(8, 2), hb.LI())
     inputs = torch.rand(20, 4, 3)
-    whole = net(inputs)
+    outputs = net(inputs)
     first, state = hb.run(net, inputs[:9])
     second, _ = hb.run(net, inputs[9:], state)
-    torch.testing.assert_close(torch.cat([first, second]), whole)
-    whole.square().sum().backward()
+    torch.testing.assert_close(torch.cat([first, second]), outputs)
+    outputs.square().sum().backward()
     assert float(net[1].cell.logit_omega.grad.abs()) > 0
 
 
 @needs_cc
 @pytest.mark.parametrize("cell", [hb.ResonateAndFireCell, hb.SiLIFCell])
-def test_in_c_it_spikes_alike(cell: type, tmp_path) -> None:
+def test_the_c_program_computes_the_same_outputs(cell: type, tmp_path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), hb.OverTime(cell.spread(8)), nn.Linear(8, 2))
     inputs = 3 * torch.randn(40, 3, 3)
@@ -122,7 +122,7 @@ def test_in_c_it_spikes_alike(cell: type, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda: hb.ResonateAndFire(omega=1.5), r"omega must lie in \[0.0, 0.99\], got 1.5"),
         (lambda: hb.ResonateAndFire(damping=-0.1), r"damping must lie in \[0.0, 1.0\], got -0.1"),
@@ -134,13 +134,13 @@ def test_in_c_it_spikes_alike(cell: type, tmp_path) -> None:
         (lambda: hb.SiLIF(omega=0.0, learn="omega"), "omega must lie between 0.0"),
     ],
 )
-def test_refuses_values_out_of_range(make, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_refuses_values_out_of_range(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()
 
 
 @pytest.mark.parametrize("layer", [hb.ResonateAndFire, hb.SiLIF])
-def test_nir_has_no_such_neuron(layer: type) -> None:
+def test_nir_refuses_these_neurons(layer: type) -> None:
     net = nn.Sequential(nn.Linear(3, 8), layer(), nn.Linear(8, 2))
     pytest.importorskip("nir")
     with pytest.raises(ValueError, match=f"NIR has no node for a {layer.__name__}Cell"):

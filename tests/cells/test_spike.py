@@ -9,7 +9,7 @@ from conformance.suite import interpreted
 
 
 class Rising(hb.Cell):
-    """Current-based; the derivative of a spike is one over how fast the potential rises, where it spiked."""
+    """Current-based neuron; the derivative of a spike is the reciprocal of the rise of the potential."""
 
     def __init__(self, decay=0.8):
         super().__init__()
@@ -56,21 +56,21 @@ def test_the_compiled_step_is_the_references(cell, dtype):
     compiled, reference = (_gradients(cell, inputs, backend) for backend in ("cpu", "reference"))
     assert torch.equal(compiled[0], reference[0])
     assert 0.05 < compiled[0].mean() < 0.95
-    for got, wanted in zip(compiled[1:], reference[1:], strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    for grad, expected in zip(compiled[1:], reference[1:], strict=True):
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
     cell.to(torch.float32)
 
 
 @interpreted
 @cells
-def test_triton_serves_it_too(cell):
+def test_triton_agrees_with_the_reference(cell):
     inputs = torch.rand(12, 2, 5)
-    served, reference = (_gradients(cell, inputs, backend) for backend in ("triton", "reference"))
-    for got, wanted in zip(served, reference, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    compiled, reference = (_gradients(cell, inputs, backend) for backend in ("triton", "reference"))
+    for result, expected in zip(compiled, reference, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_the_derivative_is_what_is_multiplied_with_and_gets_no_gradient():
+def test_the_gradient_is_multiplied_by_the_derivative_which_gets_none():
     x = torch.tensor([-1.0, 0.0, 2.0], requires_grad=True)
     derivative = torch.tensor([3.0, 4.0, 5.0], requires_grad=True)
     spikes = hb.spike(x, derivative)
@@ -81,21 +81,21 @@ def test_the_derivative_is_what_is_multiplied_with_and_gets_no_gradient():
 
 
 @pytest.mark.parametrize("surrogate", [hb.surrogate.ATan(), hb.surrogate.Step(), None], ids=repr)
-def test_a_surrogate_is_the_case_of_x_alone(surrogate):
+def test_the_derivative_may_be_a_surrogate(surrogate):
     x = torch.linspace(-1, 1, 7, requires_grad=True)
     hb.spike(x, surrogate).sum().backward()
-    of_surrogate = surrogate or hb.surrogate.Step()
-    torch.testing.assert_close(x.grad, of_surrogate.derivative(x.detach()))
+    function = surrogate or hb.surrogate.Step()
+    torch.testing.assert_close(x.grad, function.derivative(x.detach()))
 
 
-def test_explain_shows_the_expression_and_where_it_matters():
+def test_explain_shows_where_the_gradient_matters():
     report = hb.explain(Rising())
     assert "cpu: one native kernel forward and one back" in report
     assert "gradient   of what is emitted matters only where v' > 1" in report
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch uses its own deprecated functions
-def test_one_number_broadcasts_and_forward_derivatives_and_batches_are_right():
+def test_broadcasting_and_transforms_of_torch_func():
     x = torch.rand(3, 4) - 0.5
     assert torch.equal(
         torch.func.grad(lambda x: hb.spike(x, torch.tensor(2.0)).sum())(x), torch.full_like(x, 2)
@@ -121,7 +121,7 @@ INTEGERS, TWO, WIDE = torch.tensor([1]), torch.ones(2), torch.ones(2).double()
 
 
 @pytest.mark.parametrize(
-    ("x", "derivative", "error", "words"),
+    ("x", "derivative", "error", "message"),
     [
         (INTEGERS, None, TypeError, "x must be a floating-point tensor, got a tensor of torch.int64"),
         (0.5, None, TypeError, "x must be a floating-point tensor, got float"),
@@ -131,6 +131,6 @@ INTEGERS, TWO, WIDE = torch.tensor([1]), torch.ones(2), torch.ones(2).double()
         (TWO, torch.ones(4, 2), ValueError, r"derivative must broadcast .* \(2,\), got shape \(4, 2\)"),
     ],
 )
-def test_what_makes_no_sense_is_refused(x, derivative, error, words):
-    with pytest.raises(error, match=words):
+def test_invalid_arguments_are_refused(x, derivative, error, message):
+    with pytest.raises(error, match=message):
         hb.spike(x, derivative)

@@ -1,4 +1,4 @@
-"""Every surrogate, discovered: a new one needs an entry in PRIMITIVES only."""
+"""Every surrogate; they are discovered, so a new one needs only an entry in PRIMITIVES."""
 
 import dataclasses
 import inspect
@@ -18,14 +18,14 @@ def gaussian_like(x):
     return torch.exp(-(x * x))
 
 
-def discovered(root=Surrogate):
+def subclasses(root=Surrogate):
     for kind in root.__subclasses__():
         if not inspect.isabstract(kind):
             yield kind
-        yield from discovered(kind)
+        yield from subclasses(kind)
 
 
-KINDS = sorted((k for k in set(discovered()) if k.__module__ == surrogate.__name__), key=lambda k: k.__name__)
+KINDS = sorted((k for k in set(subclasses()) if k.__module__ == surrogate.__name__), key=lambda k: k.__name__)
 
 
 def instances():
@@ -46,7 +46,7 @@ def points(dtype=torch.float64):
     return torch.cat([torch.linspace(-3.001, 3.002, 400, dtype=dtype), torch.randn(400, dtype=dtype) / 10])
 
 
-def test_all_are_public_and_found_by_name():
+def test_all_are_public_and_have_a_name():
     assert len(KINDS) >= 13
     for kind in KINDS:
         assert kind.__name__ in surrogate.__all__
@@ -114,7 +114,7 @@ def test_round_trip_through_pickle_and_torch_save(function, tmp_path):
 
 
 @each_surrogate
-def test_one_instance_in_two_layers_leaks_nothing(function):
+def test_one_instance_may_serve_two_layers(function):
     inputs = torch.rand(9, 3, 5)
 
     def gradients(first, second):
@@ -128,8 +128,8 @@ def test_one_instance_in_two_layers_leaks_nothing(function):
     before = dict(vars(function))
     shared = gradients(function, function)
     assert vars(function) == before
-    apart = gradients(function, pickle.loads(pickle.dumps(function)))
-    assert all(torch.equal(a, b) for a, b in zip(shared, apart, strict=True))
+    separate = gradients(function, pickle.loads(pickle.dumps(function)))
+    assert all(torch.equal(a, b) for a, b in zip(shared, separate, strict=True))
 
 
 @each_surrogate
@@ -157,7 +157,7 @@ def test_shape_parameters_must_be_positive_and_finite(kind):
             kind(**{name: value})
 
 
-def test_bad_surrogates_get_a_sentence():
+def test_invalid_surrogates_are_refused():
     with pytest.raises(ValueError, match=r"surrogate must be one of Step, ATan, .*; got 'relu'"):
         surrogate.named("relu")
     with pytest.raises(TypeError, match="formula must be callable"):
