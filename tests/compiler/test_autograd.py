@@ -1,4 +1,4 @@
-"""The autograd node of a compiled run, for prepared small calls and for all others."""
+"""The autograd node of a compiled run, for prepared small calls and for other calls."""
 
 import sys
 import threading
@@ -55,17 +55,17 @@ def is_prepared(outputs):
 @pytest.mark.parametrize("ends", [False, True])
 def test_prepared_calls_give_the_bits_of_other_calls(kind, ends, monkeypatch):
     torch.manual_seed(0)
-    inputs, grad, of_last = 3 * torch.rand(9, 4, 5), torch.randn(9, 4, 5), torch.randn(4, 5) if ends else None
+    inputs, grad, at_end = 3 * torch.rand(9, 4, 5), torch.randn(9, 4, 5), torch.randn(4, 5) if ends else None
     options = {"surrogate": "ATan"} if takes(kind, "surrogate") else {}
-    found = run(kind(**options), inputs, grad, of_last)
-    assert is_prepared(found[0]) == kind().rests_at_zero()
+    prepared = run(kind(**options), inputs, grad, at_end)
+    assert is_prepared(prepared[0]) == kind().rests_at_zero()
     monkeypatch.setattr(cpu, "PREPARED_UP_TO", 0)
-    wanted = run(kind(**options), inputs, grad, of_last)
-    assert not is_prepared(wanted[0])
-    assert torch.equal(found[0], wanted[0])
-    assert all(map(torch.equal, found[1], wanted[1]))
-    assert torch.equal(found[2], wanted[2])
-    assert found[2].any()
+    expected = run(kind(**options), inputs, grad, at_end)
+    assert not is_prepared(expected[0])
+    assert torch.equal(prepared[0], expected[0])
+    assert all(map(torch.equal, prepared[1], expected[1]))
+    assert torch.equal(prepared[2], expected[2])
+    assert prepared[2].any()
 
 
 @pytest.mark.parametrize("name", GRADIENTS)
@@ -74,25 +74,25 @@ def test_gradients_of_any_layout(name, shape):
     torch.manual_seed(0)
     inputs, grad = torch.rand(shape), GRADIENTS[name](shape)
     cell = hb.IFCell(surrogate="ATan")
-    _, _, found = run(cell, inputs, grad)
-    _, _, wanted = run(cell, inputs, grad.clone(memory_format=torch.contiguous_format).resolve_neg())
-    assert torch.equal(found, wanted)
+    _, _, result = run(cell, inputs, grad)
+    _, _, expected = run(cell, inputs, grad.clone(memory_format=torch.contiguous_format).resolve_neg())
+    assert torch.equal(result, expected)
 
 
 def test_only_the_last_state_has_a_gradient():
     inputs = torch.rand(9, 70, requires_grad=True)
     cell = hb.LIFCell()
-    wanted, *found = (
+    expected, *grads = (
         torch.autograd.grad(hb.unroll(cell, inputs, backend=name)[1][0].square().sum(), inputs)[0]
         for name in ("reference", "cpu", "cpu")
     )
-    assert wanted.count_nonzero() > 0
-    for grad in found:
-        torch.testing.assert_close(grad, wanted)
+    assert expected.count_nonzero() > 0
+    for grad in grads:
+        torch.testing.assert_close(grad, expected)
 
 
 @pytest.mark.parametrize("shape", [(6, 70), (16, 65536)], ids=str)
-def test_hooks_see_and_may_replace_what_is_saved(shape):
+def test_hooks_may_replace_saved_tensors(shape):
     def grad_with(pack):
         x = torch.rand(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -103,7 +103,7 @@ def test_hooks_see_and_may_replace_what_is_saved(shape):
     assert not torch.equal(grad_with(torch.clone), grad_with(torch.zeros_like))
 
 
-def test_a_second_derivative_is_refused_where_it_is_asked_for():
+def test_computing_a_second_derivative_is_refused():
     inputs, weight = torch.rand(5, 70, requires_grad=True), torch.rand(5, 70, requires_grad=True)
     cell = hb.IFCell()
     for _ in range(2):
@@ -128,7 +128,7 @@ def test_saved_inputs_must_not_be_written_to():
         outputs.sum().backward()
 
 
-def test_large_outputs_lie_apart_from_what_they_are_computed_from():
+def test_large_outputs_have_an_offset_to_their_inputs():
     inputs = torch.rand(8, 8192 + 128, requires_grad=True)
     outputs, _ = run_cell(hb.IFCell(), inputs)
     weight = torch.rand_like(outputs)
@@ -140,21 +140,21 @@ def test_large_outputs_lie_apart_from_what_they_are_computed_from():
         assert written.data_ptr() % 64 == 0
 
 
-def test_nodes_let_go_of_everything_whichever_thread_ends_them():
+def test_nodes_release_their_references_in_any_thread():
     cell = hb.IFCell()
     inputs = torch.rand(5, 70, requires_grad=True)
     run_cell(cell, inputs)
     specification = run_cell(cell, inputs)[0].grad_fn.specification
     before = sys.getrefcount(specification)
-    held = [run_cell(cell, inputs)[0] for _ in range(10)]
+    outputs = [run_cell(cell, inputs)[0] for _ in range(10)]
     assert sys.getrefcount(specification) == before + 10
-    thread = threading.Thread(target=held.clear)
+    thread = threading.Thread(target=outputs.clear)
     thread.start()
     thread.join()
     assert sys.getrefcount(specification) == before
 
 
-def test_a_changed_setting_and_another_number_of_threads_are_seen():
+def test_a_changed_setting_and_another_number_of_threads_are_used():
     inputs = torch.full((4, 3), 0.6, requires_grad=True)
     cell = hb.IFCell()
     for _ in range(2):

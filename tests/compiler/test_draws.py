@@ -1,4 +1,4 @@
-"""A step may draw random numbers: the same in the reference loop, in every backend and in the backward."""
+"""Steps that draw random numbers: the same in the reference loop, in every backend and in the backward."""
 
 import math
 
@@ -19,7 +19,7 @@ from hibana.compiler.graph.ops import Unsupported
 
 
 class NoisyThreshold(hb.Cell):
-    """The mask of the surrogate is all that its backward needs."""
+    """Its backward needs only the mask of the surrogate."""
 
     def forward(self, input_, v, s):
         v = 0.9 * v * (1 - s) + input_
@@ -33,7 +33,7 @@ class Escape(hb.Cell):
 
 
 class Diffusing(hb.Cell):
-    """A learned standard deviation: its gradient is a sum of what is drawn again."""
+    """A learned standard deviation, whose gradient sums the numbers that the backward draws again."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class Dropped(hb.Cell):
 
 
 class Several(hb.Cell):
-    """Three draws, and a state before the step that is recomputed from what was drawn a step earlier."""
+    """Three draws, and a state that the backward recomputes from the draws of the step before."""
 
     def __init__(self, neurons=SHAPE[-1]):
         super().__init__()
@@ -68,20 +68,20 @@ class Several(hb.Cell):
 CELLS = [NoisyThreshold, Escape, Diffusing, Dropped, Several]
 
 
-def ran(cell, inputs, state=None, *, backend, seed=3, weights=None):
-    """What is emitted, the last states, and the gradients of a loss of both, after seeding torch."""
+def apply(cell, inputs, state=None, *, backend, seed=3, weights=None):
+    """Outputs, last states, and the gradients of a loss of both, after seeding torch."""
     torch.manual_seed(seed)
     inputs = inputs.detach().requires_grad_()
     outputs, last = hb.unroll(cell, inputs, state, backend=backend)
     weights = torch.linspace(-1, 1, outputs.numel(), dtype=torch.float64).view(outputs.shape)
     loss = (weights * outputs).sum() + sum((weights[0] * value).sum() for value in last)
-    learned = [tensor for tensor in cell.parameters() if tensor.requires_grad]
-    return outputs, last, torch.autograd.grad(loss, [inputs, *learned])
+    parameters = [tensor for tensor in cell.parameters() if tensor.requires_grad]
+    return outputs, last, torch.autograd.grad(loss, [inputs, *parameters])
 
 
 def assert_equal(cell, inputs, state=None, *, backend="cpu", tolerance=1e-5):
-    ours, theirs = (ran(cell, inputs, state, backend=one) for one in (backend, "reference"))
-    assert_same(ours[0], theirs[0], f"{cell}: what is emitted")
+    ours, theirs = (apply(cell, inputs, state, backend=one) for one in (backend, "reference"))
+    assert_same(ours[0], theirs[0], f"{cell}: outputs")
     for one, other in zip(ours[1], theirs[1], strict=True):
         assert_same(one, other, f"{cell}: a last state")
     for one, other in zip(ours[2], theirs[2], strict=True):
@@ -122,8 +122,8 @@ def test_backends_draw_what_the_reference_draws(run, cell, dtype):
     assert_equal(cell, drive(dtype=dtype), tuple(value.detach() for value in state), backend=run.name)
 
 
-@pytest.mark.parametrize("seen", ["rand", "randn", "normal_", "uniform_", "bernoulli_", "p", "dropout"])
-def test_each_function_that_draws(seen):
+@pytest.mark.parametrize("name", ["rand", "randn", "normal_", "uniform_", "bernoulli_", "p", "dropout"])
+def test_each_function_that_draws(name):
     draw = {
         "rand": lambda v: torch.rand(v.shape),
         "randn": lambda v: torch.randn(*v.shape, dtype=torch.float32),
@@ -132,23 +132,23 @@ def test_each_function_that_draws(seen):
         "bernoulli_": lambda v: torch.empty_like(v).bernoulli_(torch.sigmoid(v)),
         "p": lambda v: torch.bernoulli(v.detach(), 0.25) + torch.bernoulli(input=torch.sigmoid(v)),
         "dropout": lambda v: nn.Dropout(0.4, inplace=True)(v + 1),
-    }[seen]
+    }[name]
 
-    class Shown(hb.Cell):
+    class Drawing(hb.Cell):
         def forward(self, input_, out):
             return (0.5 * out + input_ + draw(input_),)
 
-    emitted = assert_equal(Shown(), drive())[0]
-    torch.manual_seed(2)  # not that of the inputs
-    drawn = draw(drive((400, 500)))  # torch's own
+    emitted = assert_equal(Drawing(), drive())[0]
+    torch.manual_seed(2)  # another seed than the inputs'
+    sample = draw(drive((400, 500)))  # drawn by torch
 
-    class Once(Shown):
+    class Once(Drawing):
         def forward(self, input_, out):
             return (draw(input_),)
 
     ours = hb.unroll(Once(), drive((400, 500)), backend="cpu")[0]
-    assert abs(ours.mean() - drawn.mean()) < 0.03
-    assert abs(ours.std() - drawn.std()) < 0.03
+    assert abs(ours.mean() - sample.mean()) < 0.03
+    assert abs(ours.std() - sample.std()) < 0.03
     assert emitted.isfinite().all()
 
 
@@ -170,7 +170,7 @@ def test_shapes(run, shape):
         torch.manual_seed(0)
         return hb.unroll(Escape(), drive(shape), backend=backend)[0]
 
-    assert_same(emitted(run.name), emitted("reference"), "what is emitted")
+    assert_same(emitted(run.name), emitted("reference"), "outputs")
 
 
 @pytest.mark.parametrize("cell", [Escape, Diffusing, Dropped])
@@ -182,16 +182,18 @@ def test_memory_formats_draw_for_the_same_elements():
     inputs = drive((6, 2, 3, 5, 4))
     other = inputs.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     assert not other.is_contiguous()
-    assert_same(ran(Escape(), other, backend="cpu")[0], ran(Escape(), inputs, backend="cpu")[0], "outputs")
+    assert_same(
+        apply(Escape(), other, backend="cpu")[0], apply(Escape(), inputs, backend="cpu")[0], "outputs"
+    )
 
 
 def test_threads_do_not_matter():
     inputs, before = drive((9, 9001)), torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        three = ran(Diffusing(), inputs, backend="cpu")
+        three = apply(Diffusing(), inputs, backend="cpu")
         torch.set_num_threads(1)
-        one = ran(Diffusing(), inputs, backend="cpu")
+        one = apply(Diffusing(), inputs, backend="cpu")
     finally:
         torch.set_num_threads(before)
     assert_same(three[0], one[0], "outputs")
@@ -219,13 +221,13 @@ def test_derivatives_that_may_be_infinite():
     cell, inputs = Rooted(), drive()
     assert_equal(cell, inputs)
     torch.manual_seed(3)
-    given = inputs.clone().requires_grad_()
-    loss = hb.unroll(cell, given, backend="cpu")[1][0].sum()  # the spikes have no gradient
+    leaf = inputs.clone().requires_grad_()
+    loss = hb.unroll(cell, leaf, backend="cpu")[1][0].sum()  # the spikes have no gradient
     torch.manual_seed(3)
-    other = inputs.clone().requires_grad_()
-    expected = hb.unroll(cell, other, backend="reference")[1][0].sum()
+    other_leaf = inputs.clone().requires_grad_()
+    expected = hb.unroll(cell, other_leaf, backend="reference")[1][0].sum()
     torch.testing.assert_close(
-        torch.autograd.grad(loss, given), torch.autograd.grad(expected, other), rtol=1e-4, atol=1e-6
+        torch.autograd.grad(loss, leaf), torch.autograd.grad(expected, other_leaf), rtol=1e-4, atol=1e-6
     )
 
 
@@ -233,7 +235,7 @@ def test_derivatives_that_may_be_infinite():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_the_seed_of_torch_decides_and_each_call_takes_one(backend):
+def test_the_seed_of_torch_fixes_the_numbers_of_each_call(backend):
     cell, inputs = Escape(), drive()
 
     def emitted():
@@ -252,7 +254,7 @@ def test_the_seed_of_torch_decides_and_each_call_takes_one(backend):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_looking_at_a_cell_draws_nothing():
+def test_explain_draws_nothing():
     before = torch.get_rng_state()
     text = hb.explain(Several())
     assert "draws      3 random numbers per neuron and step" in text
@@ -260,13 +262,13 @@ def test_looking_at_a_cell_draws_nothing():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_nothing_drawn_is_kept():
-    for cell, kept in ((Diffusing(), "v after the step"), (Dropped(), "v after the step"), (Several(), "v")):
+def test_random_numbers_are_not_saved():
+    for cell, saved in ((Diffusing(), "v after the step"), (Dropped(), "v after the step"), (Several(), "v")):
         report = hb.explain(cell)
         assert "none is stored" in report
         numbers = [line for line in report.splitlines() if line.strip().startswith("32 bits: ")]
         assert all("uniform" not in line and "normal" not in line for line in numbers)
-        assert any(kept in line for line in numbers)
+        assert any(saved in line for line in numbers)
 
 
 def test_outside_a_loop_a_step_draws_as_torch_does():
@@ -278,20 +280,20 @@ def test_outside_a_loop_a_step_draws_as_torch_does():
     assert torch.equal(spikes, expected)
 
 
-def test_pieces_of_a_stream_draw_anew():
-    """Each call has a seed of its own; the first piece is the first part of the whole."""
+def test_each_piece_of_a_stream_draws_other_numbers():
+    """Each call has a separate seed; the first piece equals the start of the full sequence."""
     net, inputs = hb.OverTime(Escape()), drive((8, 2, 30))
     torch.manual_seed(6)
-    whole = net(inputs)
+    full = net(inputs)
     torch.manual_seed(6)
     first, states = hb.run(net, inputs[:4])
     second, _ = hb.run(net, inputs[4:], states)
-    assert torch.equal(first, whole[:4])
-    assert not torch.equal(second, whole[4:])
+    assert torch.equal(first, full[:4])
+    assert not torch.equal(second, full[4:])
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_a_checkpoint_draws_again_what_it_drew(reentrant):
+def test_a_recomputed_checkpoint_draws_the_same_numbers(reentrant):
     net, inputs = nn.Sequential(hb.OverTime(Escape()), hb.OverTime(Diffusing())), drive().requires_grad_()
 
     def gradient(call):
@@ -299,22 +301,22 @@ def test_a_checkpoint_draws_again_what_it_drew(reentrant):
         outputs = call(inputs)
         return outputs, torch.autograd.grad((outputs * drive()).sum(), inputs)[0]
 
-    whole, expected = gradient(net)
-    again, found = (
+    outputs_, expected = gradient(net)
+    recomputed, grad = (
         gradient(lambda x: checkpoint(net, x, use_reentrant=reentrant))
         if not reentrant
-        else (_of_backward(net, inputs))
+        else (_backward_gradient(net, inputs))
     )
-    assert torch.equal(again, whole)
-    torch.testing.assert_close(found, expected)
+    assert torch.equal(recomputed, outputs_)
+    torch.testing.assert_close(grad, expected)
 
 
-def _of_backward(net, inputs):
+def _backward_gradient(net, inputs):
     torch.manual_seed(9)
-    given = inputs.detach().requires_grad_()
-    outputs = checkpoint(net, given, use_reentrant=True)
+    leaf = inputs.detach().requires_grad_()
+    outputs = checkpoint(net, leaf, use_reentrant=True)
     (outputs * drive()).sum().backward()
-    return outputs, given.grad
+    return outputs, leaf.grad
 
 
 # --- the numbers --------------------------------------------------------------------------------------------
@@ -332,8 +334,8 @@ class Drawn(hb.Cell):
         return (drawn.to(input_.dtype),)
 
 
-def chi_square(counts):
-    """How many standard deviations the statistic of equally likely `counts` is above its mean."""
+def chi_square_deviation(counts):
+    """Chi-square statistic of equally likely `counts`, in standard deviations above its mean."""
     expected = counts.sum() / counts.numel()
     statistic = ((counts - expected).square() / expected).sum()
     freedom = counts.numel() - 1
@@ -350,11 +352,11 @@ def assert_uniform(numbers, bins=64):
     assert numbers.min() >= 0
     assert numbers.max() < 1
     cells = cells_of(numbers, bins)
-    assert abs(chi_square(torch.bincount(cells.flatten(), minlength=bins).double())) < 4
+    assert abs(chi_square_deviation(torch.bincount(cells.flatten(), minlength=bins).double())) < 4
     few = cells_of(numbers, 16)
     for one, other in ((few[:-1], few[1:]), (few[:, :-1], few[:, 1:]), (few[:-1, :-1], few[1:, 1:])):
         pairs = torch.bincount((16 * one + other).flatten(), minlength=256).double()
-        assert abs(chi_square(pairs)) < 4
+        assert abs(chi_square_deviation(pairs)) < 4
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -392,10 +394,10 @@ def test_draws_of_one_step_and_of_seeds_in_a_row_are_independent():
         following = draws.uniform(seed + 1, 0, 0, torch.empty(2000))
         pairs.append(torch.stack([16 * cells_of(one, 16) + cells_of(b, 16) for b in (other, following)]))
     for pair in torch.stack(pairs, 1):
-        assert abs(chi_square(torch.bincount(pair.flatten(), minlength=256).double())) < 4
+        assert abs(chi_square_deviation(torch.bincount(pair.flatten(), minlength=256).double())) < 4
 
 
-# --- what the mathematics say -------------------------------------------------------------------------------
+# --- the modules of torch -----------------------------------------------------------------------------------
 
 
 def test_dropout_draws_in_training_alone():
@@ -421,22 +423,22 @@ class Modular(hb.Cell):
         return v, ATan()(v - 1)
 
 
-# --- where a run is written down ----------------------------------------------------------------------------
+# --- graphs and transforms ---------------------------------------------------------------------------------
 
 
 @pytest.mark.dynamo
-def test_torch_compile_draws_what_a_call_draws():
+def test_torch_compile_draws_the_same_numbers():
     net = nn.Sequential(hb.OverTime(Escape()), hb.OverTime(Escape()), hb.OverTime(Diffusing()))
-    written = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     for seed in (1, 2):
         results = []
-        for call in (net, written):
+        for call in (net, compiled):
             inputs = drive().requires_grad_()
             torch.manual_seed(seed)
             outputs = call(inputs)
-            wanted = [inputs, net[2].cell.sigma]
-            results.append((outputs, *torch.autograd.grad((outputs * drive()).sum(), wanted)))
-        assert_same(results[1][0], results[0][0], "what is emitted")
+            sources = [inputs, net[2].cell.sigma]
+            results.append((outputs, *torch.autograd.grad((outputs * drive()).sum(), sources)))
+        assert_same(results[1][0], results[0][0], "outputs")
         torch.testing.assert_close(results[1][1:], results[0][1:])
 
 
@@ -464,7 +466,7 @@ def test_transforms():
     cell = Escape()
     torch.manual_seed(1)
     inputs = drive()
-    expected = ran(cell, inputs, backend="reference")
+    expected = apply(cell, inputs, backend="reference")
 
     def emitted(x):
         torch.manual_seed(3)
@@ -482,25 +484,25 @@ def test_transforms():
         torch.jit.trace(hb.OverTime(cell), inputs)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------
+# --- refused draws ------------------------------------------------------------------------------------------
 
 
 def test_exports_that_can_not_draw_name_the_layer_and_the_reason():
     net, inputs = nn.Sequential(nn.Linear(4, 4), hb.OverTime(Escape())), torch.rand(3, 1, 4)
-    why = r"'1'.*Escape draws random numbers"
-    with pytest.raises(Unsupported, match=why):
+    message = r"'1'.*Escape draws random numbers"
+    with pytest.raises(Unsupported, match=message):
         convert.to_c(net, inputs)
-    with pytest.raises(Unsupported, match=why):
+    with pytest.raises(Unsupported, match=message):
         hb.compile(net, inputs)
     with pytest.raises((Unsupported, RuntimeError, ValueError), match="Escape draws random numbers"):
         convert.export(net, inputs)
     pytest.importorskip("onnx")
-    with pytest.raises(Unsupported, match=why):
+    with pytest.raises(Unsupported, match=message):
         convert.to_onnx(net, inputs)
 
 
 @pytest.mark.parametrize(
-    ("draw", "why"),
+    ("draw", "message"),
     [
         (lambda v: torch.rand(1), "draws must have the step's shape"),
         (lambda v: torch.rand_like(v.mT).mT, "draws must have the step's shape"),
@@ -509,14 +511,14 @@ def test_exports_that_can_not_draw_name_the_layer_and_the_reason():
         (lambda v: torch.rand(v.shape, generator=torch.Generator().manual_seed(0)), "generator"),
     ],
 )
-def test_what_kernels_do_not_draw_is_refused_and_drawn_by_the_reference(draw, why):
+def test_other_draws_are_refused_by_kernels_and_run_by_the_reference(draw, message):
     class Other(hb.Cell):
         def forward(self, input_, v, s):
             v = 0.9 * v + input_ + draw(input_)
             return v, ATan()(v - 1)
 
     cell, inputs = Other(), drive((5, 3, 3))
-    with pytest.raises(Unsupported, match=why):
+    with pytest.raises(Unsupported, match=message):
         hb.unroll(cell, inputs, backend="cpu")
     emitted = []
     for _ in range(2):
@@ -525,10 +527,10 @@ def test_what_kernels_do_not_draw_is_refused_and_drawn_by_the_reference(draw, wh
     assert torch.equal(*emitted)
 
 
-def test_the_way_back_of_a_recurrent_layer_is_part_of_a_step_that_draws():
+def test_a_recurrent_layer_draws_as_the_reference():
     torch.manual_seed(0)
     net, spikes = hb.Recurrent(NoisyThreshold(), 24), (torch.rand(6, 3, 24) < 0.3).float()
     torch.manual_seed(2)
-    found = net(spikes)
+    outputs = net(spikes)
     torch.manual_seed(2)
-    assert torch.equal(found, hb.unroll(net.step(), spikes, backend="reference")[0])
+    assert torch.equal(outputs, hb.unroll(net.step(), spikes, backend="reference")[0])

@@ -1,4 +1,4 @@
-"""What `explain` says of a cell."""
+"""The report of `explain` on cells, layers and networks."""
 
 import re
 
@@ -8,8 +8,8 @@ import torch
 import hibana as hb
 
 
-def kept(cell):
-    """The lines that say what is kept at each step."""
+def saved_values(cell):
+    """The report's lines on the values that are saved per step."""
     report = hb.explain(cell).partition("\ngradient")[0].partition("\nlong")[0]
     return [line.partition(": ")[2] for line in report.splitlines()[3:]]
 
@@ -26,8 +26,8 @@ def kept(cell):
         ),
     ],
 )
-def test_what_is_kept_is_said_by_the_state_after_the_step(cell, lines):
-    assert kept(cell) == lines
+def test_saved_values_are_named_by_the_state_after_the_step(cell, lines):
+    assert saved_values(cell) == lines
 
 
 def test_the_default_shape_is_that_of_tensors_per_neuron():
@@ -37,14 +37,14 @@ def test_the_default_shape_is_that_of_tensors_per_neuron():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_explained_as_it_is_carried(dtype):
+def test_half_precision_is_explained_like_float32(dtype):
     assert hb.explain(hb.IFCell(), dtype=dtype) == hb.explain(hb.IFCell())
 
 
 @pytest.mark.parametrize("kind", ["double", "compiled"])
-def test_a_layer_explains_its_last_call_whatever_it_was(kind):
+def test_a_layer_explains_its_last_call(kind):
     layer = hb.Linear(8, 4)
-    layer.mode = "events"  # of so few torch is sooner done
+    layer.mode = "events"  # at this size "auto" would be dense
     x = (torch.rand(300, 8) < 0.1).float()
     layer(x)
     assert layer.explain().startswith("events")
@@ -56,12 +56,12 @@ def test_a_layer_explains_its_last_call_whatever_it_was(kind):
     assert layer.explain().startswith("dense: compiled, transformed, or not float32")
 
 
-def line(text, begins):
-    (found,) = (one for one in text.splitlines() if one.startswith(begins))
-    return found.removeprefix(begins).strip()
+def line(text, prefix):
+    (match,) = (one for one in text.splitlines() if one.startswith(prefix))
+    return match.removeprefix(prefix).strip()
 
 
-def test_what_is_not_pytorchs_bits_is_named():
+def test_functions_with_other_bits_than_pytorchs_are_named():
     class Gated(hb.Cell):
         def forward(self, input_, v_previous):
             return (torch.sigmoid(v_previous) * input_ + torch.tanh(v_previous),)
@@ -70,7 +70,7 @@ def test_what_is_not_pytorchs_bits_is_named():
     assert "\nnumerics" not in hb.explain(hb.IFCell())
 
 
-def test_where_what_is_emitted_can_matter_is_said():
+def test_explain_says_where_the_gradient_matters():
     assert line(hb.explain(hb.IFCell()), "gradient ") == "of what is emitted matters only where s is 1"
     smooth = hb.explain(hb.IFCell(surrogate=hb.surrogate.ATan()))
     assert line(smooth, "gradient ") == "of what is emitted can matter everywhere"
@@ -83,14 +83,14 @@ def test_equations_have_the_numbers_that_the_cell_has():
     assert "d_emitted" in report
 
 
-def test_the_matrix_of_a_step_says_how_many_neurons_it_has():
+def test_a_recurrent_layer_is_explained_with_its_number_of_neurons():
     layer = hb.Recurrent(hb.IFCell(), 5)
     report = hb.explain(layer)
     assert "one native kernel" in report
-    assert report.count("backend ") == 1  # of the cell within it nothing is told again
+    assert report.count("backend ") == 1  # not repeated for the cell within
 
 
-def test_a_module_without_anything_of_hibana_is_refused():
+def test_a_module_without_layers_of_hibana_is_refused():
     with pytest.raises(ValueError, match="must hold a cell or an event-driven layer, got Linear"):
         hb.explain(torch.nn.Linear(2, 2))
 
@@ -108,7 +108,7 @@ def three_layers():
     )
 
 
-def test_a_network_is_a_table_by_layer_and_its_code_comes_on_request():
+def test_a_network_is_explained_as_a_table_and_its_code_on_request():
     net = three_layers()
     header, *rows, hint = hb.explain(net).splitlines()
     assert header.split() == ["layer", "class", "keeps", "gradient", "runs"]
@@ -126,7 +126,7 @@ def test_a_network_is_a_table_by_layer_and_its_code_comes_on_request():
     assert hb.explain(net, code=True).count("source, forward") == 4
 
 
-def test_layers_alike_show_their_code_once():
+def test_equal_layers_show_their_code_once():
     net = torch.nn.Sequential(hb.IF(), hb.IF())
     report = hb.explain(net, code=True)
     assert report.count("source, forward") == 1
@@ -151,7 +151,7 @@ def test_one_call_shows_shapes_densities_and_what_ran():
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_that_no_gradient_flows_is_said():
+def test_explain_says_that_no_gradient_flows():
     class Compared(hb.Cell):
         def forward(self, input_, v_previous, s_previous):
             v = v_previous * (1 - s_previous) + input_

@@ -1,4 +1,4 @@
-"""A part of the fuzzer, the same at each run; and that it finds what is planted."""
+"""A deterministic part of the fuzzer; and tests that it detects injected errors."""
 
 import warnings
 
@@ -61,12 +61,12 @@ def test_random_large_layers_are_torchs(layer):
 @pytest.mark.parametrize(
     ("number", "network"),
     [
-        (1, deep.Deep(("Conv",), constant_image=True)),
+        (1, deep.Deep(("Conv",), still=True)),
         (1, deep.Deep(("Conv", "Block", "Conv"), neurons="LIF, Triangle")),
         (1, deep.Deep(("Conv", "MaxPool", "Conv"), phases=("evaluation", "training"))),
     ],
 )
-def test_a_gradient_that_is_off_in_a_deep_network_is_found(monkeypatch, number, network):
+def test_a_wrong_gradient_in_a_deep_network_is_detected(monkeypatch, number, network):
     backward, calls = autograd._backward, []
 
     def wrong(*args):
@@ -80,7 +80,7 @@ def test_a_gradient_that_is_off_in_a_deep_network_is_found(monkeypatch, number, 
         deep.compare(network, Counts())
 
 
-def test_a_spike_that_is_off_in_a_deep_network_is_found(monkeypatch):
+def test_a_wrong_spike_in_a_deep_network_is_detected(monkeypatch):
     network = deep.Deep(("Conv", "Conv"), phases=("evaluation", "evaluation, no gradient"))
     monkeypatch.setattr(deep.hb.Normalized, "forward", _flipped(deep.hb.Normalized.forward))
     with pytest.raises(Different, match="1 spikes differ in call 0"):
@@ -114,22 +114,22 @@ def test_most_cases_of_a_plain_step_are_compared():
 
 
 @pytest.mark.parametrize(
-    "off",
+    "change",
     [lambda t: t * (1 + 1e-6), lambda t: -t, lambda t: t.masked_fill(t == 0, -0.0), lambda t: t[..., :0]],
 )
-def test_a_run_that_is_off_is_found(off, monkeypatch):
+def test_a_wrong_state_is_detected(change, monkeypatch):
     run = autograd.run
 
     def wrong(*args):
         outputs, last = run(*args)
-        return outputs, [off(value) for value in last]
+        return outputs, [change(value) for value in last]
 
     monkeypatch.setattr(autograd, "run", wrong)
     with pytest.raises(Different):
         _compared(Step(("v = 0.5 * v + x", "return u, v, self.surrogate(v - 0.4)")), 100)
 
 
-def test_a_gradient_that_is_off_is_found(monkeypatch):
+def test_a_wrong_gradient_is_detected(monkeypatch):
     backward = autograd._backward
     monkeypatch.setattr(autograd, "_backward", lambda *args: _off(backward(*args)))
     with pytest.raises(Different, match="gradient of"):
@@ -140,7 +140,7 @@ def _off(grads, by=1e-4):
     return tuple(None if grad is None else grad * (1 + by) for grad in grads)
 
 
-def test_an_error_without_a_name_is_found(monkeypatch):
+def test_an_unexpected_error_is_detected(monkeypatch):
     def fails(*args):
         raise KeyError("v")
 
@@ -149,9 +149,9 @@ def test_an_error_without_a_name_is_found(monkeypatch):
         _compared(PLAIN, 10)
 
 
-def test_a_gradient_that_is_left_out_is_found(monkeypatch):
+def test_a_missing_gradient_is_detected(monkeypatch):
     rows = provenance.Provenance.rows
-    monkeypatch.setattr(provenance.Provenance, "rows", lambda *given: torch.zeros_like(rows(*given)))
+    monkeypatch.setattr(provenance.Provenance, "rows", lambda *arguments: torch.zeros_like(rows(*arguments)))
     wrong = networks.Network(("Linear", "IF", "Linear"), {}, batch=64, width=64)
     with pytest.raises(Different):
         twins.compare(wrong, Counts())

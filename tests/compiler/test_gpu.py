@@ -1,4 +1,4 @@
-"""What is Triton's own: when it serves, PyTorch's numbers on CUDA, kernels for a GPU that isn't there."""
+"""Triton's backend: when it is used, PyTorch's numbers on CUDA, kernels compiled without a GPU."""
 
 import json
 import os
@@ -22,18 +22,18 @@ triton = pytest.importorskip("triton")
 NATIVE = Path(__file__).parents[1] / "native_kernels.py"
 
 
-def program(code: str, **variables: str) -> str:
-    """What `code` prints in a process of its own."""
+def output_of(code: str, **variables: str) -> str:
+    """Returns the output of `code` in a new process."""
     variables = {**os.environ, **variables}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={k: v for k, v in variables.items() if v},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.strip()
 
 
 def test_the_cpu_is_served_by_the_interpreter_alone() -> None:
@@ -42,7 +42,7 @@ def test_the_cpu_is_served_by_the_interpreter_alone() -> None:
         "try: hb.unroll(hb.IFCell(), torch.rand(3, 2), backend='triton')\n"
         "except RuntimeError as error: print(error)"
     )
-    assert "only in its interpreter: set TRITON_INTERPRET=1" in program(code, TRITON_INTERPRET="")
+    assert "only in its interpreter: set TRITON_INTERPRET=1" in output_of(code, TRITON_INTERPRET="")
 
 
 def test_without_triton_it_says_what_to_install() -> None:
@@ -52,7 +52,7 @@ def test_without_triton_it_says_what_to_install() -> None:
         "try: hb.unroll(hb.IFCell(), torch.rand(3, 2), backend='triton')\n"
         "except RuntimeError as error: print(error)"
     )
-    assert "Triton is not installed: pip install '.[gpu]'" in program(code)
+    assert "Triton is not installed: pip install '.[gpu]'" in output_of(code)
 
 
 @interpreted
@@ -82,7 +82,7 @@ def test_on_cuda_a_quotient_by_a_number_is_a_product() -> None:
     assert 1 / 3 not in constants
 
 
-def test_on_cuda_a_step_takes_no_loose_tensor() -> None:
+def test_on_cuda_a_step_refuses_cpu_tensors_in_its_code() -> None:
     class Loose(hb.Cell):
         def __init__(self) -> None:
             super().__init__()
@@ -100,7 +100,7 @@ def test_on_cuda_a_step_takes_no_loose_tensor() -> None:
 def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from hibana.compiler.triton import kernels, running
 
-    class Grows(hb.Cell):  # which no other test has had a kernel made for
+    class Grows(hb.Cell):  # no other test compiles a kernel for it
         def forward(self, input_, v):
             return (torch.exp(v) * 0.1 + input_,)
 
@@ -119,7 +119,7 @@ def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPa
 
 @interpreted
 @pytest.mark.dynamo
-def test_compiled_by_torch_it_goes_through_the_operator() -> None:
+def test_torch_compile_uses_the_operator() -> None:
     class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -132,8 +132,8 @@ def test_compiled_by_torch_it_goes_through_the_operator() -> None:
     torch._dynamo.reset()
     graph = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert torch.equal(graph(inputs), layer(inputs))
-    found, expected = (torch.autograd.grad(f(inputs).sum(), layer.cell.w)[0] for f in (graph, layer))
-    torch.testing.assert_close(found, expected)
+    grad, expected = (torch.autograd.grad(f(inputs).sum(), layer.cell.w)[0] for f in (graph, layer))
+    torch.testing.assert_close(grad, expected)
 
 
 @interpreted
@@ -141,8 +141,8 @@ def test_compiled_by_torch_it_goes_through_the_operator() -> None:
 def test_opcheck() -> None:
     cell = hb.PLIFCell(surrogate=ATan())
     inputs = torch.rand(4, 2, 3, requires_grad=True)
-    made = programs.kernels_of(cell, "triton", torch.Size([2, 3]), torch.float32)
-    text = serial.write(made.step, made.plan, torch.float32)
+    kernels = programs.kernels_of(cell, "triton", torch.Size([2, 3]), torch.float32)
+    text = serial.write(kernels.step, kernels.plan, torch.float32)
     arguments = (inputs, [], list(cell.parameters()), text, "triton", True)
     torch.library.opcheck(operator._forward, arguments)
 
@@ -156,24 +156,24 @@ def test_explain_shows_the_kernels_of_a_backend() -> None:
 
 @pytest.mark.slow
 def test_kernels_compile_for_a_gpu_without_contraction() -> None:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, str(NATIVE)],
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert len(seen["cells"]) >= 2 * (len(CELLS) + len(SURROGATES))
-    assert len(seen["functions"]) >= 20
-    assert len(seen["products"]) == 4
-    for name, instructions in {**seen["cells"], **seen["functions"], **seen["products"]}.items():
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout)
+    assert len(report["cells"]) >= 2 * (len(CELLS) + len(SURROGATES))
+    assert len(report["functions"]) >= 20
+    assert len(report["products"]) == 4
+    for name, instructions in {**report["cells"], **report["functions"], **report["products"]}.items():
         assert "div.full.f32" not in instructions, name
         assert "sqrt.approx.f32" not in instructions, name
-    for name, instructions in seen["cells"].items():
-        assert not any(i.startswith("fma") for i in instructions) or seen["calls"][name], name
-    for name, instructions in seen["products"].items():
+    for name, instructions in report["cells"].items():
+        assert not any(i.startswith("fma") for i in instructions) or report["calls"][name], name
+    for name, instructions in report["products"].items():
         assert any(i.startswith("fma") or ".f64" in i for i in instructions), name
 
 

@@ -1,4 +1,4 @@
-"""The compiled loop as an operator: compiled, exported, checked by torch itself."""
+"""The compiled loop as an operator: in torch.compile, in exports, and under torch's opcheck."""
 
 import copy
 import dataclasses
@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import hibana as hb
-import hibana.compiler.operator  # what a traced call would load
+import hibana.compiler.operator  # otherwise a traced call loads it
 from hibana.compiler import programs
 from hibana.compiler.graph import serial
 from hibana.compiler.tensors import tensors_of
 
 pytestmark = pytest.mark.filterwarnings(
-    # Dynamo's own way of looking at an autograd function
+    # Dynamo inspects an autograd function
     "ignore:.*should not be instantiated:DeprecationWarning",
-    # torch.library.opcheck's own read of .grad, which torch hides by a way that "error" overrides
+    # torch.library.opcheck reads .grad; torch hides the warning by a filter that "error" overrides
     "ignore:The .grad attribute of a Tensor that is not a leaf",
 )
 
@@ -64,8 +64,8 @@ def test_compile_in_one_graph_equals_eager(dynamic: bool) -> None:
         inputs = 3 * torch.rand(steps, batch, 3)
         torch.testing.assert_close(compiled_net(inputs), net(inputs), rtol=0, atol=0)
         expected = gradients(net, inputs)
-        for found, wanted in zip(gradients(compiled_net, inputs), expected, strict=True):
-            torch.testing.assert_close(found, wanted)
+        for grad, expected_grad in zip(gradients(compiled_net, inputs), expected, strict=True):
+            torch.testing.assert_close(grad, expected_grad)
 
 
 @pytest.mark.dynamo
@@ -107,33 +107,33 @@ CELLS = {
 }
 
 
-def written(cell: hb.Cell, backend: str = "cpu") -> str:
-    """The step of `cell` as a graph holds it, for steps of [2, 3]."""
-    made = programs.kernels_of(cell, backend, torch.Size([2, 3]), torch.float32)
-    return serial.write(made.step, made.plan, torch.float32)
+def as_text(cell: hb.Cell, backend: str = "cpu") -> str:
+    """The step of `cell` for inputs [T, 2, 3], as the text that a graph stores."""
+    kernels = programs.kernels_of(cell, backend, torch.Size([2, 3]), torch.float32)
+    return serial.write(kernels.step, kernels.plan, torch.float32)
 
 
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("begun", [False, True])
-def test_opcheck(name: str, begun: bool) -> None:
+@pytest.mark.parametrize("with_state", [False, True])
+def test_opcheck(name: str, with_state: bool) -> None:
     cell = CELLS[name]()
     inputs = torch.rand(4, 2, 3, requires_grad=True)
-    first = [torch.rand(2, 3, requires_grad=True) for _ in cell.state_names()] if begun else []
+    first = [torch.rand(2, 3, requires_grad=True) for _ in cell.state_names()] if with_state else []
     cell_tensors = list(cell.parameters())
-    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, cell_tensors, written(cell), "cpu", True))
+    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, first, cell_tensors, as_text(cell), "cpu", True))
 
 
-def test_opcheck_where_eager_outputs_would_begin_later_than_their_memory() -> None:
+def test_opcheck_at_a_size_whose_eager_outputs_have_an_offset() -> None:
     cell = hb.IFCell(surrogate=hb.surrogate.ATan())
     inputs = torch.rand(8, 8200, requires_grad=True)
     outputs, _ = hb.unroll(cell, inputs)
     assert outputs.untyped_storage().nbytes() > outputs.nbytes
-    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, [], [], written(cell), "cpu", True))
+    torch.library.opcheck(torch.ops.hibana.unroll, (inputs, [], [], as_text(cell), "cpu", True))
 
 
-class Own(hb.Cell):
-    """A cell of one's own, with what a step may hold: a literal tensor, a matrix's share, several dtypes."""
+class UserCell(hb.Cell):
+    """A user-defined cell with a literal tensor, a mean of a tensor, and several dtypes."""
 
     def __init__(self, slope: float = 2.0) -> None:
         super().__init__()
@@ -147,28 +147,28 @@ class Own(hb.Cell):
         return v, hb.surrogate.FastSigmoid(self.slope)(v - 1)
 
 
-@pytest.mark.parametrize("make", [*CELLS.values(), Own], ids=[*CELLS, "own"])
-def test_a_step_that_is_read_is_the_step_that_was_written(make: type[hb.Cell]) -> None:
+@pytest.mark.parametrize("make", [*CELLS.values(), UserCell], ids=[*CELLS, "user cell"])
+def test_reading_a_serialized_step_restores_it(make: type[hb.Cell]) -> None:
     cell = make()
-    text = written(cell)
+    text = as_text(cell)
     step, plan, dtype = serial.read(text)
     assert serial.write(step, plan, dtype) == text
-    assert serial.write(*serial.read(written(copy.deepcopy(cell)))) == text
+    assert serial.write(*serial.read(as_text(copy.deepcopy(cell)))) == text
     inputs = 3 * torch.rand(4, 2, 3, requires_grad=True)
     cell_tensors = list(tensors_of(cell).values())
     state = cell.initial_state(inputs[0].detach())
     outputs, *_ = torch.ops.hibana.unroll(inputs, state, cell_tensors, text, "cpu", True)
     expected, _ = hb.unroll(cell, inputs, backend="reference")
     assert torch.equal(outputs, expected)
-    learned = [inputs, *cell.parameters()]
-    found = torch.autograd.grad(outputs.square().sum(), learned)
-    for gradient, wanted in zip(found, torch.autograd.grad(expected.square().sum(), learned), strict=True):
-        torch.testing.assert_close(gradient, wanted)
+    sources = [inputs, *cell.parameters()]
+    grads = torch.autograd.grad(outputs.square().sum(), sources)
+    for gradient, target in zip(grads, torch.autograd.grad(expected.square().sum(), sources), strict=True):
+        torch.testing.assert_close(gradient, target)
 
 
-def test_what_means_another_thing_is_written_otherwise() -> None:
+def test_different_cells_are_serialized_differently() -> None:
     texts = [
-        written(cell)
+        as_text(cell)
         for cell in (
             hb.IFCell(),
             hb.IFCell(threshold=0.5),
@@ -176,38 +176,38 @@ def test_what_means_another_thing_is_written_otherwise() -> None:
             hb.IFCell(surrogate=hb.surrogate.ATan()),
             hb.IFCell(surrogate=hb.surrogate.ATan(3.0)),
             hb.LIFCell(),
-            Own(),
-            Own(3.0),
+            UserCell(),
+            UserCell(3.0),
         )
     ]
     assert len(set(texts)) == len(texts)
 
 
-_SOMEWHERE = torch.tensor(0.5)
+_GLOBAL = torch.tensor(0.5)
 
 
-class FromElsewhere(hb.Cell):
+class WithGlobalTensor(hb.Cell):
     def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
-        return (v * _SOMEWHERE + input_,)
+        return (v * _GLOBAL + input_,)
 
 
 @pytest.mark.dynamo
-def test_a_tensor_from_elsewhere_is_not_written_down_and_still_compiles() -> None:
+def test_a_step_with_a_global_tensor_is_not_serialized_but_compiles() -> None:
     with pytest.raises(hb.compiler.graph.ops.Unsupported, match="takes from elsewhere"):
-        written(FromElsewhere())
-    layer, inputs = hb.OverTime(FromElsewhere()), torch.rand(4, 2, 3)
+        as_text(WithGlobalTensor())
+    layer, inputs = hb.OverTime(WithGlobalTensor()), torch.rand(4, 2, 3)
     compiled_layer = torch.compile(layer, fullgraph=True, backend="aot_eager")
     try:
         for value in (0.5, 0.25):
-            _SOMEWHERE.fill_(value)
+            _GLOBAL.fill_(value)
             torch.testing.assert_close(compiled_layer(inputs), layer(inputs), rtol=0, atol=0)
     finally:
-        _SOMEWHERE.fill_(0.5)
+        _GLOBAL.fill_(0.5)
 
 
 @dataclasses.dataclass
 class Gain:
-    """A setting that changes while it is used."""
+    """A callable setting whose value changes between calls."""
 
     value: float
 
@@ -229,7 +229,7 @@ class Gained(hb.Cell):
 
 
 @pytest.mark.dynamo
-def test_a_setting_that_lies_deep_is_seen_by_a_compiled_graph_when_it_changes() -> None:
+def test_a_compiled_graph_uses_a_changed_nested_setting() -> None:
     gain, values = Gain(1.0), [1.0]
     inputs = torch.rand(4, 2)
     for function in (gain, enclosed(values)):
@@ -245,59 +245,59 @@ def test_a_setting_that_lies_deep_is_seen_by_a_compiled_graph_when_it_changes() 
 FACTOR = 1.0
 
 
-class OfItsClass(hb.Cell):
+class ClassAttribute(hb.Cell):
     factor = 1.0
 
     def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
         return (0.5 * v + self.factor * input_,)
 
 
-class OfAGlobal(hb.Cell):
+class GlobalNumber(hb.Cell):
     def forward(self, input_: Tensor, v: Tensor) -> tuple[Tensor]:  # type: ignore[override]
         return (0.5 * v + FACTOR * input_,)
 
 
-@pytest.mark.parametrize("kind", [OfItsClass, OfAGlobal])
-def test_a_number_outside_the_cell_is_seen_by_a_compiled_graph_when_it_changes(
+@pytest.mark.parametrize("kind", [ClassAttribute, GlobalNumber])
+def test_a_compiled_graph_uses_a_changed_number_outside_of_the_cell(
     kind: type[hb.Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell: hb.Cell = kind()
     monkeypatch.setattr("hibana.compiler.operator.warn_slow", lambda *_: None)
-    monkeypatch.setattr(OfItsClass, "factor", 1.0)
+    monkeypatch.setattr(ClassAttribute, "factor", 1.0)
     compiled_layer = torch.compile(hb.OverTime(cell), backend="eager")
     for value in (1.0, 2.0, 5.0, 9.0):
         monkeypatch.setitem(globals(), "FACTOR", value)
-        OfItsClass.factor = value
+        ClassAttribute.factor = value
         inputs = torch.rand(4, 2)
         expected, _ = hb.unroll(cell, inputs, backend="reference")
         torch.testing.assert_close(compiled_layer(inputs), expected)
 
 
 @pytest.mark.parametrize("text", ["cell0", "{}", "[]", '{"hibana step": "0.0.0", "facts": []}'])
-def test_what_is_no_step_of_this_version_is_refused(text: str) -> None:
+def test_other_texts_than_steps_of_this_version_are_refused(text: str) -> None:
     with pytest.raises(
         RuntimeError, match=r"no step that hibana wrote|written by hibana 0\.0\.0.*convert\.export"
     ):
         torch.ops.hibana.unroll(torch.ones(3, 1), [], [], text, "cpu", False)
 
 
-def test_a_graph_says_what_it_was_made_for() -> None:
-    text = written(hb.IFCell())
+def test_another_dtype_than_the_serialized_one_is_refused() -> None:
+    text = as_text(hb.IFCell())
     with pytest.raises(RuntimeError, match=r"written down for torch\.float32, got inputs of torch\.float64"):
         torch.ops.hibana.unroll(torch.ones(3, 1, dtype=torch.float64), [], [], text, "cpu", False)
 
 
-def ran(script: str, *arguments: str, **environment: str) -> str:
-    """What `script` prints in a process of its own."""
-    done = subprocess.run(
+def output_of(script: str, *arguments: str, **environment: str) -> str:
+    """Returns the output of `script` in a new process."""
+    process = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script, *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=3600,  # a machine may be busy
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 NETWORK = """
@@ -318,17 +318,17 @@ def numbers(run):
 
 
 @pytest.mark.slow
-def test_cells_of_other_processes_are_not_mistaken_for_ones_own(tmp_path: Path) -> None:
+def test_a_shared_cache_distinguishes_cells_of_the_same_class(tmp_path: Path) -> None:
     script = f"""{NETWORK}
 compiled = torch.compile(layer, fullgraph=True)
 expected = numbers(lambda x: hb.unroll(layer.cell, x, backend="reference")[0])
-for found, wanted in zip(numbers(compiled), expected):
-    torch.testing.assert_close(found, wanted)
+for result, target in zip(numbers(compiled), expected):
+    torch.testing.assert_close(result, target)
 print(torch._dynamo.utils.counters["inductor"]["fxgraph_cache_hit"])
 """
     shared = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
-    found_before = [int(ran(script, name, **shared)) > 0 for name in ("A", "B", "A")]
-    assert found_before == [False, False, True]
+    cache_hits = [int(output_of(script, name, **shared)) > 0 for name in ("A", "B", "A")]
+    assert cache_hits == [False, False, True]
 
 
 def test_a_saved_program_holds_its_step(tmp_path: Path) -> None:
@@ -346,4 +346,4 @@ program = torch.export.load({path!r}).module()
 with torch.no_grad():
     print(program(x.detach()).tolist())
 """
-    assert ran(load, "IF").strip() == str(layer(x).tolist())
+    assert output_of(load, "IF").strip() == str(layer(x).tolist())

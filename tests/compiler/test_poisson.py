@@ -34,7 +34,7 @@ class Driven(hb.Cell):
         return v, ATan()(v - 9)
 
 
-def drawn(cell, inputs, backend):
+def run_seeded(cell, inputs, backend):
     torch.manual_seed(7)
     inputs = inputs.clone().requires_grad_()
     outputs, states = hb.unroll(cell, inputs, backend=backend)
@@ -43,20 +43,20 @@ def drawn(cell, inputs, backend):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("neurons", [1, 31, 4099])
-def test_kernels_draw_what_the_reference_draws(dtype, neurons):
+def test_kernels_draw_the_same_numbers_as_the_reference(dtype, neurons):
     cell = Driven(torch.linspace(0, 64, neurons, dtype=dtype))
     inputs = torch.rand(9, 2, neurons, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    found, expected = (drawn(cell, inputs, backend) for backend in ("cpu", "reference"))
-    assert_same(found[0], expected[0], "spikes")
-    assert_same(found[1][0], expected[1][0], "potentials")
-    gradients = [torch.autograd.grad(outputs.sum(), x)[0] for outputs, _, x in (found, expected)]
+    result, expected = (run_seeded(cell, inputs, backend) for backend in ("cpu", "reference"))
+    assert_same(result[0], expected[0], "spikes")
+    assert_same(result[1][0], expected[1][0], "potentials")
+    gradients = [torch.autograd.grad(outputs.sum(), x)[0] for outputs, _, x in (result, expected)]
     torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.5, 1.5, 2.25, 10.0, 64.0])
 def test_frequencies_are_those_of_the_distribution(rate):
     samples = 400_000
-    counts = drawn(Counting(torch.tensor(rate)), torch.zeros(1, samples), "cpu")[0].detach().flatten()
+    counts = run_seeded(Counting(torch.tensor(rate)), torch.zeros(1, samples), "cpu")[0].detach().flatten()
     distribution = stats.poisson(rate)
     error = (rate / samples) ** 0.5
     assert abs(counts.mean() - rate) < 5 * error
@@ -70,7 +70,7 @@ def test_edges_of_the_means():
     """Zero gives zero, a mean outside of [0, 64] NaN, and no draw runs past the end of the distribution."""
     rates = torch.tensor([0.0, -0.0, -1e-6, 64.1, 1e30, torch.inf, -torch.inf, torch.nan, 1e-30])
     for backend in ("cpu", "reference"):
-        counts = drawn(Counting(rates), torch.zeros(50, 9), backend)[0]
+        counts = run_seeded(Counting(rates), torch.zeros(50, 9), backend)[0]
         assert (counts[:, [0, 1, 8]] == 0).all()
         assert counts[:, 2:8].isnan().all()
     largest = torch.tensor(1 - 2.0**-24).expand(4)
