@@ -1,4 +1,4 @@
-"""``hb.connect``: each rule's synapses follow its law, are in order of rows, and repeat with the seed."""
+"""``hb.connect``: each rule's synapses follow its law, are sorted by row, and repeat with the seed."""
 
 import math
 
@@ -113,16 +113,16 @@ def test_distance_law() -> None:
     places = torch.rand(600, 2, dtype=torch.float64) * 10
     c = connect.distance(places, places[:500], connect.gaussian(0.6, 1.5), cutoff=4.0, seed=0)
     c = c.connections(600, 500)
-    apart = (places[:, None] - places[None, :500]).norm(dim=2)
+    distances = (places[:, None] - places[None, :500]).norm(dim=2)
     connected = torch.zeros(600, 500)
     connected[c.sources, c.targets.long()] = 1
-    assert not connected[apart > 4].any()
+    assert not connected[distances > 4].any()
     for low in torch.arange(0, 4, 0.5):
-        inside = (apart >= low) & (apart < low + 0.5)
-        p = 0.6 * torch.exp(-0.5 * (apart[inside] / 1.5) ** 2)
+        inside = (distances >= low) & (distances < low + 0.5)
+        p = 0.6 * torch.exp(-0.5 * (distances[inside] / 1.5) ** 2)
         assert abs(connected[inside].sum() - p.sum()) < 5 * (p * (1 - p)).sum().sqrt()
     c = connect.distance(places, places[:500], torch.ones_like, cutoff=1.0).connections(600, 500)
-    assert torch.equal(torch.stack([c.sources, c.targets.long()], 1), (apart <= 1).nonzero())
+    assert torch.equal(torch.stack([c.sources, c.targets.long()], 1), (distances <= 1).nonzero())
 
 
 @pytest.mark.parametrize(("mean", "std"), [(2, 3), (14, 7.5), (6.5, 3.75), (254, 3)])
@@ -199,7 +199,7 @@ def test_no_synapses() -> None:
         (lambda: connect.distance(X, Y, torch.exp, cutoff=0), "must be positive"),
     ],
 )
-def test_errors_say_what_is_wrong(rule, message) -> None:
+def test_errors_name_the_argument(rule, message) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         rule().connections(3, 4)
 
@@ -228,8 +228,8 @@ def test_from_pairs_sorts_and_checks() -> None:
     c = Connections.from_pairs(sources, targets, (30, 20), delays, weights)
     _check_order(c, 30, 20)
     synapses = [(c.sources, c.delays, c.targets, c.weights), (sources, delays, targets, weights)]
-    found, expected = (sorted(zip(*[x.tolist() for x in columns], strict=True)) for columns in synapses)
-    assert found == expected
+    result, expected = (sorted(zip(*[x.tolist() for x in columns], strict=True)) for columns in synapses)
+    assert result == expected
     for wrong, message in (
         ((sources + 1, targets, (30, 20)), "sources must lie in"),
         ((sources, targets - 1, (30, 20)), "targets must lie in"),

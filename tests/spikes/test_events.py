@@ -1,4 +1,4 @@
-"""Work per spike: the same outputs and gradients as torch's dense layers, whoever looks on."""
+"""Work per spike: the same outputs and gradients as torch's dense layers, also with hooks."""
 
 import copy
 from functools import partial
@@ -18,7 +18,7 @@ from hibana.spikes.simd.rows import panel
 from selection import examples
 
 ALWAYS_DENSE = "dense: no window covers the image", "dense: windows of one pixel that skip others"
-"""How the explanations of convolutions begin that torch computes in every mode."""
+"""Starts of the explanations of convolutions that torch computes in every mode."""
 
 
 def _spikes(*shape, density):
@@ -26,7 +26,7 @@ def _spikes(*shape, density):
 
 
 def gradients(layer, x, weights):
-    layer.zero_grad()  # of the call before, in which a gradient would be summed with this one
+    layer.zero_grad()  # else gradients add to those of the previous call
     x = x.clone().requires_grad_()
     out = layer(x)
     out.mul(weights).sum().backward()
@@ -37,15 +37,15 @@ def gradients(layer, x, weights):
 @pytest.mark.parametrize("rows", [1, 63, 64, 131])
 def test_rows_of_any_length_become_bits(rows, inputs):
     spikes = _spikes(rows, inputs, density=0.3)
-    found, density = pack_bits(spikes)
-    seen = found.view(torch.uint8)[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
-    wanted = torch.nn.functional.pad(spikes, (0, -inputs % 64)).to(torch.uint8)
-    assert torch.equal(seen.reshape(rows, -1), wanted)
+    words, density = pack_bits(spikes)
+    bits = words.view(torch.uint8)[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    expected = torch.nn.functional.pad(spikes, (0, -inputs % 64)).to(torch.uint8)
+    assert torch.equal(bits.reshape(rows, -1), expected)
     assert density == pytest.approx(spikes.mean().item())
     for place in (0, rows * inputs - 1):
-        other = spikes.clone()
-        other.view(-1)[place] = 0.5
-        assert pack_bits(other)[1] is None
+        changed = spikes.clone()
+        changed.view(-1)[place] = 0.5
+        assert pack_bits(changed)[1] is None
 
 
 @settings(max_examples=examples(12))
@@ -73,25 +73,25 @@ def test_outputs_and_gradients_are_those_of_torch(rows, inputs, outputs, density
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("density", [0.0, 0.01, 0.05, 0.2])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(700, 600, 70), (33, 1100, 16), (300, 130, 300)])
-def test_what_is_kept_near_changes_no_bit(rows, inputs, outputs, density, monkeypatch):
+def test_cache_sizes_change_no_bit(rows, inputs, outputs, density, monkeypatch):
     x = _spikes(rows, inputs, density=density)
     bits, _ = pack_bits(x)
     weight, gradient = torch.randn(outputs, inputs), torch.randn(rows, outputs)
-    found = []
-    for listed, near, words in ((2, 0, 1), (64, 1 << 17, 3), (product.LISTED, product.DOT_WEIGHTS, 8)):
+    results = []
+    for listed, cached, words in ((2, 0, 1), (64, 1 << 17, 3), (product.LISTED, product.DOT_WEIGHTS, 8)):
         monkeypatch.setattr(product, "LISTED", listed)
-        monkeypatch.setattr(product, "DOT_WEIGHTS", near)
+        monkeypatch.setattr(product, "DOT_WEIGHTS", cached)
         monkeypatch.setattr(product, "DOT_WORDS", words)
         sums, table = (
             product.forward(bits, density, weight, None),
             product.pack_weights(weight, panel(outputs)),
         )
-        used = product.GradientMask(bits, density)
-        found.append((sums, product.input_gradient(used, table, gradient, inputs)))
-    for sums, to_input in found[1:]:
-        assert torch.equal(sums, found[0][0])
-        assert torch.equal(to_input, found[0][1])
-    sums, to_input = found[0]
+        mask = product.GradientMask(bits, density)
+        results.append((sums, product.input_gradient(mask, table, gradient, inputs)))
+    for sums, to_input in results[1:]:
+        assert torch.equal(sums, results[0][0])
+        assert torch.equal(to_input, results[0][1])
+    sums, to_input = results[0]
     to_weight = product.weight_gradient(bits, density, gradient, inputs)
     torch.testing.assert_close(sums, x @ weight.T, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(to_input, (gradient @ weight) * x, rtol=1e-4, atol=1e-4)
@@ -122,11 +122,11 @@ def test_a_network_has_the_gradients_of_the_dense_one_through_the_reference_loop
         h = hb.unroll(inner.cell, h, backend="reference")[0] if isinstance(inner, hb.OverTime) else inner(h)
     h.square().sum().backward()
     sparse(x).square().sum().backward()
-    for got, wanted in zip(sparse.parameters(), net.parameters(), strict=True):
-        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-3, atol=1e-4)
+    for result, expected in zip(sparse.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(result.grad, expected.grad, rtol=1e-3, atol=1e-4)
 
 
-def _below():
+def _spikes_and_layer():
     current = (0.2 * torch.rand(5, 3, 64)).requires_grad_()
     spikes = hb.IF(0.4)(current)
     layer = hb.Linear(64, 7)
@@ -134,22 +134,22 @@ def _below():
     return current, spikes, layer
 
 
-def test_the_gradient_is_left_out_where_the_layer_below_cannot_use_it():
-    _, spikes, layer = _below()
+def test_the_gradient_is_zero_if_the_surrogate_below_ignores_it():
+    _, spikes, layer = _spikes_and_layer()
     out = layer(spikes)
     assert out.grad_fn.name() == "_MultiplyBackward"
-    seen = []
-    out.grad_fn.register_hook(lambda to, of: seen.append(to[0].clone()))
+    grads = []
+    out.grad_fn.register_hook(lambda to, of: grads.append(to[0].clone()))
     _loss(out).backward()
-    assert (seen[0][spikes.detach() == 0] == 0).all()
-    assert (seen[0][spikes.detach() == 1] != 0).any()
+    assert (grads[0][spikes.detach() == 0] == 0).all()
+    assert (grads[0][spikes.detach() == 1] != 0).any()
 
 
 _FACTORS = torch.linspace(-1, 1, 5 * 3 * 7).view(5, 3, 7)
 
 
 def _loss(out):
-    """Whose gradient is another at each step."""
+    """A loss whose gradient differs at each step."""
     return (out * _FACTORS.view(out.shape)).sum()
 
 
@@ -159,33 +159,33 @@ def _full(layer):
 
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_hook_sees_the_whole_gradient(flat, when):
-    _, spikes, layer = _below()
-    seen = []
+def test_a_hook_gets_the_full_gradient(flat, when):
+    _, spikes, layer = _spikes_and_layer()
+    grads = []
     if when == "before":
-        spikes.register_hook(seen.append)
+        spikes.register_hook(grads.append)
     out = layer(spikes.flatten(0, 1) if flat else spikes)
     if when == "after":
-        spikes.register_hook(seen.append)
+        spikes.register_hook(grads.append)
     _loss(out).backward()
-    torch.testing.assert_close(seen[0], _full(layer))
+    torch.testing.assert_close(grads[0], _full(layer))
 
 
-def test_a_retained_or_asked_for_gradient_is_whole():
-    _, spikes, layer = _below()
+def test_a_retained_or_requested_gradient_is_full():
+    _, spikes, layer = _spikes_and_layer()
     spikes.retain_grad()
     _loss(layer(spikes)).backward()
     torch.testing.assert_close(spikes.grad, _full(layer))
-    current, spikes, layer = _below()
-    of_spikes, _ = torch.autograd.grad(_loss(layer(spikes)), (spikes, current))
-    torch.testing.assert_close(of_spikes, _full(layer))
+    current, spikes, layer = _spikes_and_layer()
+    spikes_grad, _ = torch.autograd.grad(_loss(layer(spikes)), (spikes, current))
+    torch.testing.assert_close(spikes_grad, _full(layer))
 
 
 @pytest.mark.cover(2)
 @pytest.mark.parametrize("steps", [2, 4, 9])
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.ATan()])
 @pytest.mark.parametrize("penalised", [False, True])
-def test_a_gradient_that_is_the_same_at_each_step_is_multiplied_for_one(steps, sigma, penalised):
+def test_constant_output_gradients_equal_torchs(steps, sigma, penalised):
     layer = hb.Linear(64, 7)
     layer.mode = "events"
     currents = (0.4 * torch.rand(steps, 3, 64)).requires_grad_()
@@ -195,11 +195,11 @@ def test_a_gradient_that_is_the_same_at_each_step_is_multiplied_for_one(steps, s
         spikes = hb.IF(0.4, sigma)(currents)
         loss = (multiplied(spikes).mean(0) * factors).sum() + penalised * spikes.mean()
         results.append(torch.autograd.grad(loss, [currents, layer.weight, layer.bias]))
-    for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_gradient_that_is_another_at_one_step_is_not_taken_for_the_same():
+def test_constant_step_detects_a_difference_at_any_step():
     for step in range(6):
         grad = torch.ones(6, 2, 3)
         assert torch.equal(constant_step(grad), grad[0])
@@ -227,8 +227,8 @@ def test_a_constant_current_runs_forward_hooks_once():
     assert calls == [1]
 
 
-def _above(currents, layer, sigma):
-    """What `layer` makes of the spikes of a layer, and the gradients of its input and its own."""
+def _with_neurons_below(currents, layer, sigma):
+    """The output of `layer` above spiking neurons, and the gradients of the currents and its parameters."""
     currents = currents.clone().requires_grad_()
     spikes = hb.IF(1.0, sigma, detach_reset=True)(currents)
     layer.zero_grad()
@@ -251,9 +251,9 @@ KEEP_SPIKES = [surrogate.Step(), surrogate.Box()]
 def test_emitted_spikes_are_added_and_their_gradient_restricted(sigma, shape):
     currents = 2 * torch.rand(shape)
     layer, dense = _pair(nn.Linear(shape[-1], 70))
-    wanted = _above(currents, dense, sigma)
-    for got, want in zip(_above(currents, layer, sigma), wanted, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    expected = _with_neurons_below(currents, dense, sigma)
+    for result, target in zip(_with_neurons_below(currents, layer, sigma), expected, strict=True):
+        torch.testing.assert_close(result, target, rtol=1e-4, atol=1e-4)
     density = hb.IF(1.0, sigma)(currents).mean()
     assert 0.2 < density < 0.9
     assert layer.explain().startswith(f"events: {density:.0%} of the input")
@@ -264,12 +264,12 @@ def test_one_weight_used_twice_and_an_input_used_twice():
     layer.mode = "events"
     x = _spikes(9, 16, density=0.3).requires_grad_()
     (layer(x).sum() + layer((x > 0).float()).square().sum() + (x * 3).sum()).backward()
-    got = [x.grad, layer.weight.grad, layer.bias.grad]
+    grads = [x.grad, layer.weight.grad, layer.bias.grad]
     y = x.detach().requires_grad_()
     w, b = (p.detach().requires_grad_() for p in (layer.weight, layer.bias))
     f = nn.functional.linear
     (f(y, w, b).sum() + f((y > 0).float(), w, b).square().sum() + (y * 3).sum()).backward()
-    for a, c in zip(got, (y.grad, w.grad, b.grad), strict=True):
+    for a, c in zip(grads, (y.grad, w.grad, b.grad), strict=True):
         torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-4)
 
 
@@ -281,7 +281,7 @@ def test_adopt_keeps_the_parameters_and_checkpoints_move_either_way():
     nn.Linear(4, 6).load_state_dict(net[0].state_dict())
 
 
-def test_an_unknown_mode_is_refused():
+def test_an_invalid_mode_is_refused():
     layer = hb.Linear(4, 6)
     layer.mode = "sparse"
     with pytest.raises(ValueError, match=r"mode must be .* got .sparse."):
@@ -289,21 +289,21 @@ def test_an_unknown_mode_is_refused():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("looks", ["leaf", "hook", "retain"])
-def test_each_step_of_a_constant_current_has_its_own_gradient_where_somebody_looks(wrapped, looks):
+@pytest.mark.parametrize("observer", ["leaf", "hook", "retain"])
+def test_an_observed_gradient_of_a_constant_current_has_all_steps(wrapped, observer):
     layer = hb.Linear(12, 5)
     layer = hb.EachStep(layer) if wrapped else layer
     source = torch.rand(3, 12)
     x = source.expand(7, 3, 12).requires_grad_()
-    seen = []
-    if looks != "leaf":
+    grads = []
+    if observer != "leaf":
         x = source.requires_grad_().expand(7, 3, 12)
-    if looks == "hook":
-        x.register_hook(seen.append)
-    if looks == "retain":
+    if observer == "hook":
+        x.register_hook(grads.append)
+    if observer == "retain":
         x.retain_grad()
     out = layer(x)
     weights = torch.randn(7, 3, 5)
     out.mul(weights).sum().backward()
     (weight,) = (p for p in layer.parameters() if p.ndim == 2)
-    torch.testing.assert_close(seen[0] if seen else x.grad, weights @ weight.detach())
+    torch.testing.assert_close(grads[0] if grads else x.grad, weights @ weight.detach())

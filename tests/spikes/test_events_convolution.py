@@ -1,4 +1,4 @@
-"""Convolution and pooling of spikes: torch's outputs and gradients, whoever looks on."""
+"""Convolution and pooling of spikes: torch's outputs and gradients, also with hooks."""
 
 import copy
 
@@ -25,8 +25,8 @@ def _spikes(*shape, density, last=True):
     return spikes.contiguous(memory_format=torch.channels_last) if last else spikes
 
 
-restricted = lookup
-"""Where the gradient of a tensor is needed, if in some places only."""
+restriction = lookup
+"""Returns where the gradient of a tensor is needed, or None if everywhere."""
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
@@ -92,7 +92,7 @@ def adopted(net):
 
 
 def referenced(net):
-    """The same network, dense, through the reference loop."""
+    """A copy of `net` with dense layers whose neurons use the reference loop."""
     dense = copy.deepcopy(net)
     for inner in dense.modules():
         if isinstance(inner, hb.OverTime):
@@ -115,18 +115,18 @@ def test_a_network_has_the_gradients_of_the_dense_one_through_the_reference_loop
     for each in (sparse, dense):
         each(x).mul(weights).sum().backward()
     assert torch.equal(sparse(x), dense(x))
-    for got, wanted in zip(sparse.parameters(), dense.parameters(), strict=True):
-        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-3, atol=1e-3)
+    for result, expected in zip(sparse.parameters(), dense.parameters(), strict=True):
+        torch.testing.assert_close(result.grad, expected.grad, rtol=1e-3, atol=1e-3)
 
 
-def test_what_stands_below_is_known_through_pooling_and_flattening():
+def test_the_spiking_layer_is_known_through_pooling_and_flattening():
     net = adopted(_network(surrogate.Step(), 16))
     x = _spikes(4 * 2, 2, 12, 16, density=0.3, last=False).view(4, 2, 2, 12, 16)
-    known = []
+    restricted = []
     for layer in net:
         x = layer(x)
-        known.append(x.requires_grad and restricted(x) is not None)
-    assert known == [False, True, True, False, True, True, True, False, True, False]
+        restricted.append(x.requires_grad and restriction(x) is not None)
+    assert restricted == [False, True, True, False, True, True, True, False, True, False]
 
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
@@ -135,8 +135,8 @@ def test_the_gradient_of_a_convolutions_input_is_computed_on_the_support_only(si
     cell, layer = hb.IFCell(1.0, sigma, detach_reset=True), hb.Conv2d(16, 8, 3, padding=1)
     layer.mode = "events"
     spikes = hb.OverTime(cell)(currents.requires_grad_())
-    seen = []
-    spikes.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))  # unlike a tensor's, not known of
+    received = []
+    spikes.grad_fn.register_prehook(lambda grads: received.append(grads[0]))  # changes no gradient
     out = hb.EachStep(layer)(spikes)
     weights = torch.rand_like(out) + 1
     out.backward(weights)
@@ -144,74 +144,74 @@ def test_the_gradient_of_a_convolutions_input_is_computed_on_the_support_only(si
     assert layer.explain().startswith("events")
     inside = sigma.derivative(hb.record(cell, currents)["v"] - 1) != 0
     assert 0 < inside.float().mean() < 0.8
-    assert not seen[0][~inside].any()
-    torch.testing.assert_close(seen[0][0][inside[0]], dense[inside[0]], rtol=1e-4, atol=1e-4)
+    assert not received[0][~inside].any()
+    torch.testing.assert_close(received[0][0][inside[0]], dense[inside[0]], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("flat", [False, True], ids=["each step", "a view"])
-def test_a_view_of_ones_own_takes_the_whole_gradient_and_one_of_hibana_does_not(flat):
+def test_a_users_view_gets_the_full_gradient_and_each_step_does_not(flat):
     currents = torch.rand(4, 3, 30, 16).movedim(-1, 2).requires_grad_()  # [T, batch, channels, length]
     spikes, layer = hb.IF(detach_reset=True)(currents), hb.events.Conv1d(16, 8, 3)
     layer.mode = "events"
-    seen = []
-    spikes.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))
+    received = []
+    spikes.grad_fn.register_prehook(lambda grads: received.append(grads[0]))
     out = layer(spikes.flatten(0, 1)) if flat else hb.EachStep(layer)(spikes)
     out.sum().backward()
     assert layer.explain().startswith("events")
     silent = spikes.detach() == 0
     assert 0.1 < silent.float().mean() < 0.9
-    assert seen[0][silent].any() == flat
+    assert received[0][silent].any() == flat
 
 
-@pytest.mark.parametrize("where", [1, 2])
-@pytest.mark.parametrize("how", ["retain", "hook", "forward hook"])
-def test_who_looks_at_a_gradient_below_sees_all_of_it(where, how):
+@pytest.mark.parametrize("index", [1, 2])
+@pytest.mark.parametrize("observer", ["retain", "hook", "forward hook"])
+def test_an_observed_gradient_below_is_full(index, observer):
     net = _network(surrogate.Step(), 16)
-    seen = []
+    observed = []
 
-    def look(module, args, out):
-        if how == "retain":
+    def observe(module, args, out):
+        if observer == "retain":
             out.retain_grad()
-            seen.append(out)
+            observed.append(out)
         else:
-            out.register_hook(lambda g: seen.append(g.clone()))
+            out.register_hook(lambda g: observed.append(g.clone()))
 
-    found = []
+    grads = []
     for each in (adopted(net), copy.deepcopy(net)):
-        seen.clear()
+        observed.clear()
         x = _spikes(4 * 2, 2, 12, 16, density=0.3, last=False).view(4, 2, 2, 12, 16)
         torch.manual_seed(1)
         x = (torch.rand(x.shape) < 0.3).float()
-        if how == "forward hook":
-            each[where].register_forward_hook(look)
+        if observer == "forward hook":
+            each[index].register_forward_hook(observe)
             out = each(x)
         else:
-            middle = each[: where + 1](x)
-            look(None, None, middle)
-            out = each[where + 1 :](middle)
+            middle = each[: index + 1](x)
+            observe(None, None, middle)
+            out = each[index + 1 :](middle)
         out.sum().backward()
-        (gradient,) = seen
-        found.append(gradient.grad if how == "retain" else gradient)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+        (gradient,) = observed
+        grads.append(gradient.grad if observer == "retain" else gradient)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.cover(2)
 @pytest.mark.parametrize("window", [2, 3, (1, 2), (4, 3)])
 @pytest.mark.parametrize("channels", [1, 16, 33])
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
-def test_max_pooling_of_spikes_is_torchs_to_the_last_place_that_gets_a_gradient(window, channels, density):
+def test_max_pooling_of_spikes_equals_torchs_bit_for_bit(window, channels, density):
     x = _spikes(5, channels, 9, 8, density=density)
     ours, theirs = (x.clone().requires_grad_() for _ in range(2))
-    pooled, wanted = hb.events.MaxPool2d(window)(ours), nn.MaxPool2d(window)(theirs)
-    weights = torch.randn(wanted.shape)
+    pooled, expected = hb.events.MaxPool2d(window)(ours), nn.MaxPool2d(window)(theirs)
+    weights = torch.randn(expected.shape)
     pooled.mul(weights).sum().backward()
-    wanted.mul(weights).sum().backward()
-    assert torch.equal(pooled, wanted)
+    expected.mul(weights).sum().backward()
+    assert torch.equal(pooled, expected)
     assert torch.equal(ours.grad, theirs.grad)
 
 
 def _layer_and_pooling(currents, pooling):
-    """What is pooled of the spikes of a layer, all steps at once, and the gradient of its input."""
+    """The pooled spikes of a layer for all steps, and the gradient of the layer's input."""
     currents = currents.detach().clone().requires_grad_()
     spikes = hb.IF(detach_reset=True)(currents)
     pooled = hb.EachStep(pooling)(spikes)
@@ -222,19 +222,19 @@ def _layer_and_pooling(currents, pooling):
 
 @pytest.mark.parametrize("window", [2, 3, (1, 2), (4, 3), (2, 5)])
 @pytest.mark.parametrize("channels", [16, 48, 5])
-def test_spikes_kept_as_bits_are_pooled_from_these(window, channels):
+def test_packed_spikes_are_pooled_from_their_bits(window, channels):
     currents = torch.rand(4, 3, channels, 9, 8).mul(1.5).permute(0, 1, 3, 4, 2).contiguous()
     currents = currents.permute(0, 1, 4, 2, 3)  # channels last
-    wanted, pooling = _layer_and_pooling(currents, nn.MaxPool2d(window)), hb.events.MaxPool2d(window)
-    for got, want in zip(_layer_and_pooling(currents, pooling), wanted, strict=True):
-        assert torch.equal(got, want)
-    served = channels % 16 == 0 and window != (2, 5)
-    assert pooling.explain().startswith("events: " if served else "torch's: ")
+    expected, pooling = _layer_and_pooling(currents, nn.MaxPool2d(window)), hb.events.MaxPool2d(window)
+    for result, target in zip(_layer_and_pooling(currents, pooling), expected, strict=True):
+        assert torch.equal(result, target)
+    by_bits = channels % 16 == 0 and window != (2, 5)
+    assert pooling.explain().startswith("events: " if by_bits else "torch's: ")
 
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
 @pytest.mark.parametrize("write", [None, "in place", "spikes"])
-def test_the_gradient_of_pooled_spikes_is_needed_at_these(sigma, write):
+def test_the_gradient_of_pooled_spikes_is_restricted_to_the_spikes(sigma, write):
     currents = torch.rand(4, 3, 8, 8, 16).mul(1.5).permute(0, 1, 4, 2, 3).requires_grad_()
     spikes = hb.IF(1.0, sigma, detach_reset=True)(currents)
     if write == "spikes":
@@ -242,12 +242,12 @@ def test_the_gradient_of_pooled_spikes_is_needed_at_these(sigma, write):
     pooled = hb.EachStep(hb.events.MaxPool2d(2))(spikes)
     if write == "in place":
         pooled[:, 0].mul_(1.0)
-    found = restricted(pooled)
+    restricted = restriction(pooled)
     if write is None and isinstance(sigma, surrogate.Step):
         rows = pooled.detach().movedim(2, -1).reshape(-1, 64)
-        assert torch.equal(found.mask.view(torch.int64), pack_bits(rows)[0])
+        assert torch.equal(restricted.mask.view(torch.int64), pack_bits(rows)[0])
     else:
-        assert found is None
+        assert restricted is None
 
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
@@ -259,20 +259,20 @@ def test_a_convolution_of_the_spikes_of_a_layer(sigma, last):
     dense = nn.Conv2d(16, 8, 3, padding=1)
     layer = hb.events.adopt(copy.deepcopy(dense))
     layer.mode = "events"
-    found = []
+    results = []
     for conv in (layer, dense):
         x = currents.detach().requires_grad_()
         out = conv(hb.IF(1.0, sigma, detach_reset=True)(x).flatten(0, 1))
         out.mul(torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
-        found.append([out.detach(), x.grad, *(p.grad for p in conv.parameters())])
-    for got, want in zip(*found, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+        results.append([out.detach(), x.grad, *(p.grad for p in conv.parameters())])
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3)
     assert layer.explain().startswith("events")
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, -1])
-def test_pooling_of_what_is_no_spike_is_torchs(value, place):
+def test_pooling_of_other_values_is_torchs(value, place):
     x = _spikes(2, 17, 4, 4, density=0.5)
     x[place, place, place, place] = value
     assert torch.equal(hb.events.MaxPool2d(2)(x).nan_to_num(), nn.MaxPool2d(2)(x).nan_to_num())
@@ -291,12 +291,12 @@ def test_pooling_of_what_is_no_spike_is_torchs(value, place):
 )
 def test_other_poolings_are_torchs(layer):
     x = _spikes(2, 4, 7, 7, density=0.5)
-    wanted, got = layer(x), hb.events.adopt(copy.deepcopy(layer))(x)
-    for one, other in zip(*((w,) if torch.is_tensor(w) else w for w in (wanted, got)), strict=True):
+    expected, result = layer(x), hb.events.adopt(copy.deepcopy(layer))(x)
+    for one, other in zip(*((w,) if torch.is_tensor(w) else w for w in (expected, result)), strict=True):
         assert torch.equal(one, other)
 
 
-def test_groups_are_multiplied_densely_and_say_why():
+def test_groups_are_computed_densely_and_explained():
     layer = hb.Conv2d(2, 4, 3, groups=2)
     layer.mode = "events"
     x = _spikes(3, 2, 9, 9, density=0.3)
@@ -319,29 +319,29 @@ def test_groups_are_multiplied_densely_and_say_why():
     ids=str,
 )
 @pytest.mark.parametrize("dimensions", [1, 2])
-def test_what_is_padded_otherwise_is_padded_before(arguments, dimensions):
-    shorter = {
+def test_other_paddings_equal_torchs(arguments, dimensions):
+    options = {
         name: value[-1] if dimensions == 1 and isinstance(value, tuple) else value
         for name, value in {"kernel_size": 3, **arguments}.items()
     }
-    ours, theirs = (hb.events.Conv1d, nn.Conv1d) if dimensions == 1 else (hb.Conv2d, nn.Conv2d)
-    layer, dense = ours(5, 8, **shorter), theirs(5, 8, **shorter)
+    kind, torch_kind = (hb.events.Conv1d, nn.Conv1d) if dimensions == 1 else (hb.Conv2d, nn.Conv2d)
+    layer, dense = kind(5, 8, **options), torch_kind(5, 8, **options)
     layer.load_state_dict(dense.state_dict())
     layer.mode = "events"
     x = _spikes(3, 5, 9, 8, density=0.3)
     x = x[:, :, 0] if dimensions == 1 else x
     weights = torch.randn(dense(x).shape)
-    found, alike = gradients(layer, x, weights), gradients(dense, x.contiguous(), weights)
-    for got, wanted in zip(found, alike, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    results, dense_results = gradients(layer, x, weights), gradients(dense, x.contiguous(), weights)
+    for result, expected in zip(results, dense_results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
     assert layer.explain().startswith(("events", *ALWAYS_DENSE))
 
 
-def test_values_that_are_no_spikes_are_convolved_by_torch():
+def test_values_other_than_spikes_are_convolved_by_torch():
     layer = hb.Conv2d(2, 4, 3)
     layer.mode = "events"
     x = torch.rand(3, 2, 9, 9)
-    last = x.contiguous(memory_format=torch.channels_last)  # as the layer has it, or torch rounds otherwise
+    last = x.contiguous(memory_format=torch.channels_last)  # torch's rounding depends on the format
     assert torch.equal(layer(x), nn.Conv2d.forward(layer, last))
     assert layer.explain() == "dense: the input is neither spikes nor small whole numbers"
     with pytest.raises(RuntimeError, match="2 channels"):
@@ -357,38 +357,38 @@ def test_a_constant_picture_is_convolved_once_in_training_too():
     assert calls == [(2, 4, 4, 4)]
     assert out.stride(0) == 0
     out.sum().backward()
-    got, picture.grad = picture.grad, None
+    grad, picture.grad = picture.grad, None
     torch.stack([nn.Conv2d.forward(layer.module, picture) for _ in range(7)]).sum().backward()
-    torch.testing.assert_close(got, picture.grad)
+    torch.testing.assert_close(grad, picture.grad)
 
 
-def test_a_constant_picture_is_normalised_once_as_if_at_each_step():
+def test_a_constant_picture_is_normalized_once():
     once = hb.EachStep(nn.Sequential(hb.Conv2d(1, 4, 3), nn.BatchNorm2d(4))).double()  # its sums cancel
     each = hb.EachStep(copy.deepcopy(once.module))
     picture = torch.rand(2, 1, 6, 6, dtype=torch.float64)
-    found = []
+    results = []
     for layer, x in ((once, picture.expand(7, 2, 1, 6, 6)), (each, picture.repeat(7, 1, 1, 1, 1))):
         out = layer(x)
         (out * torch.linspace(0, 1, 7 * 2 * 4 * 16, dtype=torch.float64).view(7, 2, 4, 4, 4)).sum().backward()
         norm = layer.module[1]
         assert norm.num_batches_tracked == 1
-        found.append([out, norm.running_mean, *(p.grad for p in layer.parameters())])
-    for got, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(got, wanted)
-    assert found[0][0].stride(0) == 0
+        results.append([out, norm.running_mean, *(p.grad for p in layer.parameters())])
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected)
+    assert results[0][0].stride(0) == 0
     # the running variance counts a picture once, not once for each of its copies
     samples = 2 * 4 * 4
-    fresh, seen, copies = 0.9, once.module[1].running_var, each.module[1].running_var
+    initial, once_var, copies_var = 0.9, once.module[1].running_var, each.module[1].running_var
     factor = (samples / (samples - 1)) / (7 * samples / (7 * samples - 1))
-    torch.testing.assert_close(seen - fresh, (copies - fresh) * factor)
+    torch.testing.assert_close(once_var - initial, (copies_var - initial) * factor)
 
 
-def test_one_picture_is_normalised_with_its_copies():
+def test_a_single_constant_picture_is_normalized_with_its_copies():
     layer = hb.EachStep(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
     assert layer(torch.rand(1, 2, 2).expand(7, 1, 2, 2)).count_nonzero() == 0  # torch refuses a single one
 
 
-def test_a_dense_convolution_comes_out_channels_last_too():
+def test_the_output_of_a_dense_convolution_is_channels_last():
     layer = hb.Conv2d(1, 16, 3)
     out = layer(torch.rand(2, 1, 6, 6))
     assert out.is_contiguous(memory_format=torch.channels_last)
@@ -399,33 +399,33 @@ def test_a_dense_convolution_comes_out_channels_last_too():
 @pytest.mark.parametrize(
     ("channels", "outputs", "image", "kernel", "padding", "dilation"),
     [
-        (64, 70, (33, 40), (3, 3), (1, 1), (1, 1)),  # tiles of 3 rows by 20 pixels, and what is left
-        (3, 5, (7, 9), (3, 3), (1, 1), (1, 1)),  # one tile, nothing whole
+        (64, 70, (33, 40), (3, 3), (1, 1), (1, 1)),  # tiles of 3 rows by 20 pixels, and a rest
+        (3, 5, (7, 9), (3, 3), (1, 1), (1, 1)),  # less than one tile
         (70, 130, (5, 65), (5, 3), (2, 0), (1, 2)),
-        (65, 33, (12, 11), (3, 3), (0, 2), (2, 1)),  # a dilation downwards: a row at a time
+        (65, 33, (12, 11), (3, 3), (0, 2), (2, 1)),  # vertical dilation: one row at a time
         (5, 7, (30, 1), (3, 1), (2, 0), (3, 1)),
         (16, 16, (6, 70), (3, 7), (4, 5), (2, 3)),
         (130, 20, (12, 11), (1, 1), (0, 0), (1, 1)),
     ],
 )
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.5, 1.0])
-def test_a_gradient_on_the_support_is_right_there_and_zero_elsewhere(
+def test_the_restricted_gradient_is_correct_on_the_support_and_zero_elsewhere(
     channels, outputs, image, kernel, padding, dilation, density
 ):
     torch.manual_seed(0)
     geometry = Geometry(channels, image, kernel, (1, 1), padding, dilation)
     weight, support = torch.randn(outputs, channels, *kernel), torch.rand(2, *image, channels) < density
     grad = torch.randn(2, *geometry.output, outputs)
-    wanted = torch.nn.grad.conv2d_input(
+    expected = torch.nn.grad.conv2d_input(
         (2, channels, *image), weight, grad.permute(0, 3, 1, 2), 1, padding, dilation
     )
-    wanted = torch.where(support.permute(0, 3, 1, 2), wanted, 0)
+    expected = torch.where(support.permute(0, 3, 1, 2), expected, 0)
     bits, _ = pack_bits(support.float().view(2 * image[0], -1))
-    convolution = ConvolutionProduct(wanted.shape, weight, geometry)
+    convolution = ConvolutionProduct(expected.shape, weight, geometry)
     mask = product.GradientMask(bits, density)
-    got = convolution.input_gradient(mask, weight, grad.view(-1, outputs))
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item() + 1e-30)
-    assert not got[wanted == 0].any()
+    result = convolution.input_gradient(mask, weight, grad.view(-1, outputs))
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item() + 1e-30)
+    assert not result[expected == 0].any()
 
 
 @pytest.mark.cover(1)
@@ -433,24 +433,24 @@ def test_a_gradient_on_the_support_is_right_there_and_zero_elsewhere(
     ("channels", "outputs", "kernel", "image", "padding"),
     [
         (64, 16, (1, 3), (1, 1100), (0, 1)),  # a row of pixels has more channels than 16 bits count
-        (64, 16, (1, 3), (1, 1024), (0, 1)),  # just as many
+        (64, 16, (1, 3), (1, 1024), (0, 1)),  # exactly as many
         (2000, 8, (3, 3), (3, 40), (1, 1)),
-        (1, 70_000, (1, 1), (2, 3), (0, 0)),  # and a pixel more outputs
+        (1, 70_000, (1, 1), (2, 3), (0, 0)),  # a pixel has more outputs
         (70_000, 4, (1, 1), (2, 3), (0, 0)),
     ],
 )
 @pytest.mark.parametrize("share", [1.0, 0.01])
-def test_more_channels_than_a_list_counts_are_summed_too(channels, outputs, kernel, image, padding, share):
+def test_more_channels_than_a_list_can_index(channels, outputs, kernel, image, padding, share):
     layer = hb.Conv2d(channels, outputs, kernel, padding=padding)
     x = _spikes(2, channels, *image, density=0.05)
     layer.mode = "events"
     weights = torch.rand(layer(x).shape)
     weights *= weights < share
-    found = gradients(layer, x, weights)
+    results = gradients(layer, x, weights)
     assert layer.explain().startswith("events")
     layer.mode = "dense"
-    for got, wanted in zip(found, gradients(layer, x, weights), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    for result, expected in zip(results, gradients(layer, x, weights), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=examples(30))
@@ -485,33 +485,33 @@ def test_a_gradient_on_the_support_is_right_at_every_size(
 
 
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
-def test_spikes_are_listed_alike_by_one_instruction_and_in_fours(density, monkeypatch):
+def test_both_ways_to_list_spikes_agree(density, monkeypatch):
     from hibana.spikes.simd import rows
 
     layers = hb.Conv2d(3, 20, 3, padding=1), hb.Conv2d(33, 20, 3, padding=1), hb.Linear(130, 70)
     inputs = [_spikes(2, channels, 9, 9, density=density) for channels in (3, 33)]
     inputs.append(_spikes(70, 130, density=density, last=False))
-    found = []
+    results = []
     for compresses in (rows.compresses(), False):
-        monkeypatch.setattr(rows, "compresses", lambda there=compresses: there)
+        monkeypatch.setattr(rows, "compresses", lambda value=compresses: value)
         for layer, x in zip(layers, inputs, strict=True):
             layer.mode = "events"
             out = layer(x)
             weights = torch.linspace(-1, 1, out.numel()).view_as(out)
-            found.append(gradients(layer, x, weights * (weights.abs() < 0.2)))
-    for once, again in zip(found[:3], found[3:], strict=True):
-        for got, wanted in zip(once, again, strict=True):
-            torch.testing.assert_close(got, wanted)
+            results.append(gradients(layer, x, weights * (weights.abs() < 0.2)))
+    for first, second in zip(results[:3], results[3:], strict=True):
+        for result, expected in zip(first, second, strict=True):
+            torch.testing.assert_close(result, expected)
 
 
-def test_a_layer_of_weights_is_not_taken_for_a_layer_of_spikes():
+def test_binary_outputs_of_a_linear_layer_are_not_treated_as_spikes():
     spikes = hb.IF()(torch.rand(4, 3, 64, requires_grad=True))
     layer, above = hb.Linear(64, 64, bias=False), hb.Linear(64, 8)
     layer.mode = above.mode = "events"
     with torch.no_grad():
         layer.weight.copy_(torch.eye(64))
     middle = layer(spikes)  # not spikes, though all 0 and 1
-    assert restricted(middle) is None
+    assert restriction(middle) is None
     above(middle).sum().backward()
     torch.testing.assert_close(
         layer.weight.grad, above.weight.detach().sum(0)[:, None] * spikes.detach().sum((0, 1))
@@ -553,7 +553,7 @@ def test_a_convolution_of_one_dimension_is_torchs(
     assert layer.explain().startswith(("events", *ALWAYS_DENSE))
 
 
-def test_a_convolution_of_one_dimension_leaves_to_torch_what_is_not_its():
+def test_a_convolution_of_one_dimension_runs_other_inputs_by_torch():
     layer = hb.events.Conv1d(2, 4, 3)
     layer.mode = "events"
     for x in (torch.rand(3, 2, 9), torch.ones(2, 9)):
@@ -571,18 +571,18 @@ def test_a_network_of_one_dimension_has_the_gradients_of_the_dense_one():
     )
     x = torch.rand(4, 2, 3, 12)
     weights = torch.randn(4, 2, 8, 12)
-    found = []
+    grads = []
     for each in (adopted(net), net):
         for inner in each.modules():
             if isinstance(inner, hb.events.Conv1d):
                 inner.mode = "events"
         each(x).mul(weights).sum().backward()
-        found.append([p.grad for p in each.parameters()])
-    for got, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+        grads.append([p.grad for p in each.parameters()])
+    for result, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
 
 
-STAY = [
+BY_TORCH = [
     (nn.Conv3d(2, 3, 3), (1, 2, 4, 4, 4)),
     (nn.ConvTranspose2d(2, 3, 3, stride=2), (1, 2, 4, 4)),
     (nn.AvgPool2d(2), (1, 2, 4, 4)),
@@ -593,8 +593,8 @@ STAY = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape"), STAY, ids=lambda value: type(value).__name__)
-def test_what_stays_torchs_says_so(layer, shape):
+@pytest.mark.parametrize(("layer", "shape"), BY_TORCH, ids=lambda value: type(value).__name__)
+def test_layers_computed_by_torch_are_explained(layer, shape):
     x = (torch.rand(shape) < 0.5).float()
     adopted = hb.events.adopt(copy.deepcopy(layer))
     assert torch.equal(adopted(x), layer(x))
@@ -683,33 +683,33 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         (11, 40, 70, (4, 5), (3, 3), (1, 1), (1, 1), 1),
         (7, 65, 64, (2, 2), (3, 3), (1, 1), (1, 1), 2),
         (70, 64, 16, (3, 3), (2, 3), (1, 2), (2, 1), 1),
-        (3, 48, 33, (30, 20), (3, 3), (1, 1), (1, 1), 1),  # one is more than is done at a time
+        (3, 48, 33, (30, 20), (3, 3), (1, 1), (1, 1), 1),  # one image exceeds a batch
     ],
 )
 @pytest.mark.parametrize("threads", [1, 3])
-def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
+def test_batched_images_have_bit_equal_sums(
     images, channels, outputs, image, kernel, padding, dilation, planes, threads, monkeypatch
 ):
     geometry = Geometry(channels, image, kernel, (1, 1), padding, dilation)
     numbers = torch.rand(planes, images * image[0], image[1] * channels) < 0.2
     input_ = Planes(torch.stack([pack_bits(plane.float())[0] for plane in numbers]), 0.2)
     weight, bias = torch.randn(outputs, channels, *kernel), torch.randn(outputs)
-    one_by_one = pixels.forward(input_, weight, bias, geometry)
+    expected = pixels.forward(input_, weight, bias, geometry)
     monkeypatch.setattr(pixels, "BEYOND_L2", 0)
     count = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert torch.equal(pixels.forward(input_, weight, bias, geometry), one_by_one)
+        assert torch.equal(pixels.forward(input_, weight, bias, geometry), expected)
     finally:
         torch.set_num_threads(count)
 
 
-def test_rows_of_pixels_too_long_for_the_entries_of_a_list_are_not_listed():
+def test_too_long_rows_of_pixels_are_not_listed():
     geometry = [Geometry(32, (3, width), (1, 3), (1, 1), (0, 1), (1, 1)) for width in (2048, 2049)]
     assert [pixels.is_pixelwise(each, 24, 0.1) for each in geometry] == [True, False]
 
 
-def test_padding_that_is_set_between_calls_is_met_alone():
+def test_a_padding_set_between_calls_is_used():
     layer = hb.Conv2d(16, 4, 2, dilation=4, padding=4)
     x = torch.rand(2, 16, 1, 1).to(memory_format=torch.channels_last)
     layer(x)  # a window covers the image

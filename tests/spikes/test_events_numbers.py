@@ -1,4 +1,4 @@
-"""Small whole numbers are events: sums of spikes, averages, dropout; and what stands below a sum is known."""
+"""Small integers are events: sums of spikes, averages, dropout; and the layers below a sum are known."""
 
 import pytest
 import torch
@@ -10,13 +10,13 @@ import hibana as hb
 from hibana import surrogate
 from selection import examples
 from spikes.test_events import ALWAYS_DENSE, gradients
-from spikes.test_events_convolution import adopted, referenced, restricted
+from spikes.test_events_convolution import adopted, referenced, restriction
 
 
 def _numbers(*shape, density, most, factor=1.0):
-    """Zeros, and whole numbers up to `most` times `factor`."""
+    """Zeros, and `factor` times integers from 1 to `most`."""
     numbers = torch.randint(1, most + 1, shape) * (torch.rand(shape) < density) * factor
-    numbers.view(-1)[0] = factor  # which is found from the smallest number of a sample
+    numbers.view(-1)[0] = factor  # the layer derives it from the smallest number of a sample
     return numbers
 
 
@@ -24,8 +24,8 @@ def _assert_alike(layer, dense, x):
     layer.load_state_dict(dense.state_dict())
     layer.mode = "events"
     weights = torch.randn(dense(x).shape)
-    for got, wanted in zip(gradients(layer, x, weights), gradients(dense, x, weights), strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=3e-4)
+    for result, expected in zip(gradients(layer, x, weights), gradients(dense, x, weights), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=3e-4)
     assert layer.explain().startswith(("events", *ALWAYS_DENSE))
     with torch.no_grad():
         torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=3e-4)
@@ -69,17 +69,17 @@ def test_a_convolution_of_whole_numbers_is_torchs(
 
 @pytest.mark.parametrize("value", [-1.0, 16.0, 0.4, 1e30, -0.25, 2**24 + 2, float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [0, 4094])
-def test_one_number_that_is_none_of_them_makes_the_product_dense(value, place):
+def test_one_other_number_makes_the_product_dense(value, place):
     x = _numbers(300, 70, density=0.3, most=3)
     x.view(-1)[place] = value
     layer = hb.Linear(70, 5)
     layer.mode = "events"
-    wanted = nn.functional.linear(x, layer.weight, layer.bias)
-    assert torch.equal(layer(x).nan_to_num(), wanted.nan_to_num())
+    expected = nn.functional.linear(x, layer.weight, layer.bias)
+    assert torch.equal(layer(x).nan_to_num(), expected.nan_to_num())
     assert layer.explain() == "dense: the input is neither spikes nor small whole numbers"
 
 
-def test_numbers_of_which_a_sample_shows_no_smallest_are_found():
+def test_a_factor_missing_in_the_sample_is_detected():
     x = torch.full((300, 71), 2.0)
     x[1, 1], x[0, 2] = 3.0, 0.0
     layer = hb.Linear(71, 5)
@@ -88,7 +88,7 @@ def test_numbers_of_which_a_sample_shows_no_smallest_are_found():
     assert layer.explain().startswith("events: whole numbers to 3,")
 
 
-def test_explain_says_what_the_numbers_are():
+def test_explain_names_the_range_and_the_factor():
     layer = hb.Linear(64, 5)
     layer.mode = "events"
     layer(_numbers(300, 64, density=0.5, most=3, factor=0.25))
@@ -139,9 +139,9 @@ def test_a_residual_network_has_the_gradients_of_the_dense_one(sigma, channels, 
     for each in (sparse, dense):
         each(x).mul(weights).sum().backward()
     assert torch.equal(sparse(x), dense(x))
-    for got, wanted in zip(sparse.parameters(), dense.parameters(), strict=True):
-        assert wanted.grad.count_nonzero()
-        torch.testing.assert_close(got.grad, wanted.grad, rtol=1e-3, atol=1e-3 * wanted.grad.abs().max())
+    for result, target in zip(sparse.parameters(), dense.parameters(), strict=True):
+        assert target.grad.count_nonzero()
+        torch.testing.assert_close(result.grad, target.grad, rtol=1e-3, atol=1e-3 * target.grad.abs().max())
 
 
 def _two_layers(sigma=None, shape=(5, 3, 64)):
@@ -158,81 +158,81 @@ def _two_layers(sigma=None, shape=(5, 3, 64)):
 def test_the_gradient_of_a_sum_is_computed_where_either_layer_can_use_it(sigma, neurons):
     currents, spikes, layer = _two_layers(sigma, (5, 1, neurons))
     total = hb.events.add(*spikes)
-    seen = []
-    total.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))
-    factors = torch.randn(5, 1, 7)  # a gradient that is another at each step
+    received = []
+    total.grad_fn.register_prehook(lambda grads: received.append(grads[0]))
+    factors = torch.randn(5, 1, 7)  # a gradient that differs at each step
     (layer(total) * factors).sum().backward()
     cell = hb.IFCell(0.5, sigma, detach_reset=True)
     inside = sum(sigma.derivative(hb.record(cell, x.detach())["v"] - 0.5) for x in currents) != 0
     assert 0.1 < inside.float().mean() < 0.95
-    wanted = factors @ layer.weight.detach()
-    assert not seen[0][~inside].any()
-    torch.testing.assert_close(seen[0][inside], wanted[inside])
+    expected = factors @ layer.weight.detach()
+    assert not received[0][~inside].any()
+    torch.testing.assert_close(received[0][inside], expected[inside])
 
 
-@pytest.mark.parametrize("which", [0, 1, 2])
-@pytest.mark.parametrize("how", ["hook", "later hook", "retain", "asked for"])
-def test_who_looks_at_a_sum_or_below_it_sees_all_of_the_gradient(which, how):
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("observer", ["hook", "later hook", "retain", "asked for"])
+def test_an_observed_gradient_of_a_sum_or_summand_is_full(index, observer):
     _, spikes, layer = _two_layers()
-    seen = []
+    grads = []
     total = hb.events.add(*spikes)
-    looked_at = [*spikes, total][which]
-    if how == "hook":
-        looked_at.register_hook(seen.append)
-    if how == "retain":
-        looked_at.retain_grad()
+    observed = [*spikes, total][index]
+    if observer == "hook":
+        observed.register_hook(grads.append)
+    if observer == "retain":
+        observed.retain_grad()
     out = layer(total)
-    if how == "later hook":
-        looked_at.register_hook(seen.append)
+    if observer == "later hook":
+        observed.register_hook(grads.append)
     factors = torch.randn(5, 3, 7)
     loss = (out * factors).sum()
-    if how == "asked for":
-        seen += torch.autograd.grad(loss, looked_at)
+    if observer == "asked for":
+        grads += torch.autograd.grad(loss, observed)
     else:
         loss.backward()
-    got = looked_at.grad if how == "retain" else seen[0]
-    torch.testing.assert_close(got, factors @ layer.weight.detach())
+    result = observed.grad if observer == "retain" else grads[0]
+    torch.testing.assert_close(result, factors @ layer.weight.detach())
 
 
 def test_a_summand_without_a_gradient_does_not_widen_the_support():
     _, (spikes, _), layer = _two_layers()
-    given_ = (torch.rand(5, 3, 64) < 0.5).float()
-    for total in (hb.events.add(spikes, given_), hb.events.add(given_, spikes)):
-        below = restricted(total)
+    constant = (torch.rand(5, 3, 64) < 0.5).float()
+    for total in (hb.events.add(spikes, constant), hb.events.add(constant, spikes)):
+        below = restriction(total)
         assert below is not None
-        assert torch.equal(below.mask, restricted(spikes).mask)
-    assert restricted(hb.events.add(given_, given_)) is None
+        assert torch.equal(below.mask, restriction(spikes).mask)
+    assert restriction(hb.events.add(constant, constant)) is None
     assert layer(total).shape == (5, 3, 7)
 
 
-def test_what_is_unknown_below_a_sum_is_everywhere():
+def test_sums_with_other_tensors_have_no_restriction():
     _, (spikes, _), _ = _two_layers()
     other = torch.rand(5, 3, 64, requires_grad=True)
-    assert restricted(hb.events.add(spikes, other * 2)) is None
-    assert restricted(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
-    assert restricted(hb.events.add(spikes[:, :1], spikes)) is None
-    assert restricted(spikes + spikes) is None
+    assert restriction(hb.events.add(spikes, other * 2)) is None
+    assert restriction(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
+    assert restriction(hb.events.add(spikes[:, :1], spikes)) is None
+    assert restriction(spikes + spikes) is None
 
 
 @pytest.mark.parametrize("channels", [16, 5])
-def test_sums_of_pooled_spikes_know_what_stands_below(channels):
+def test_sums_of_pooled_spikes_have_a_restriction(channels):
     currents = torch.rand(4, 3, 8, 8, channels).mul(1.5).permute(0, 1, 4, 2, 3).requires_grad_()
     pooled = [
         hb.EachStep(hb.events.MaxPool2d(2))(hb.IF(threshold, detach_reset=True)(currents))
         for threshold in (1.0, 1.2)
     ]
     total = hb.events.add(*pooled)
-    assert (restricted(total) is not None) == (channels == 16)
+    assert (restriction(total) is not None) == (channels == 16)
     conv = hb.Conv2d(channels, 4, 3)
     conv.mode = "events"
     conv(total.flatten(0, 1)).sum().backward()
-    got, currents.grad = currents.grad, None
+    grad, currents.grad = currents.grad, None
     dense = sum(
         hb.EachStep(nn.MaxPool2d(2))(hb.IF(threshold, detach_reset=True)(currents))
         for threshold in (1.0, 1.2)
     )
     nn.functional.conv2d(dense.flatten(0, 1), conv.weight, conv.bias).sum().backward()
-    torch.testing.assert_close(got, currents.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(grad, currents.grad, rtol=1e-4, atol=1e-4)
 
 
 WRITES = {
@@ -248,7 +248,7 @@ WRITES = {
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("shape", [(5, 3, 64), (6, 2, 40)])
 def test_a_sum_that_is_written_to_keeps_the_gradients_of_autograd(write, shape):
-    found = []
+    results = []
     for add in (hb.events.add, torch.add):
         torch.manual_seed(0)
         currents, spikes, layer = _two_layers(shape=shape)
@@ -258,9 +258,9 @@ def test_a_sum_that_is_written_to_keeps_the_gradients_of_autograd(write, shape):
             WRITES[write](total)
         assert not torch.equal(before, total)
         layer(total).square().sum().backward()
-        found.append([total.detach(), *(x.grad for x in currents), layer.weight.grad])
-    for got, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(got, wanted)
+        results.append([total.detach(), *(x.grad for x in currents), layer.weight.grad])
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [0, 1, 3, 4, 2]])
@@ -271,15 +271,15 @@ def test_sums_of_sums_have_the_gradients_of_all_summands(order, shape):
         torch.rand(shape).permute(order).contiguous().permute(back).requires_grad_() for _ in range(17)
     ]
     spikes = [hb.IF(0.4 + 0.02 * i)(x) for i, x in enumerate(currents)]
-    total, wanted = spikes[0], spikes[0].detach()
+    total, expected = spikes[0], spikes[0].detach()
     for each in spikes[1:]:
-        total, wanted = hb.events.add(total, each), wanted + each.detach()
-        assert torch.equal(total, wanted)
+        total, expected = hb.events.add(total, each), expected + each.detach()
+        assert torch.equal(total, expected)
         assert total.stride() == spikes[0].stride()
-        assert restricted(total) is not None
+        assert restriction(total) is not None
     total.square().sum().backward()
     surrogates = [
-        torch.autograd.grad(hb.IF(0.4 + 0.02 * i)(x).mul(2 * wanted).sum(), x)[0]
+        torch.autograd.grad(hb.IF(0.4 + 0.02 * i)(x).mul(2 * expected).sum(), x)[0]
         for i, x in enumerate(currents)
     ]
     for x, gradient in zip(currents, surrogates, strict=True):
@@ -292,17 +292,17 @@ def test_spikes_added_to_themselves_are_twice_as_many():
     twice = hb.events.add(spikes, spikes)
     four = hb.events.add(twice, twice)
     assert torch.equal(four, 4 * spikes)
-    (got,) = torch.autograd.grad(four.sum(), currents, retain_graph=True)
-    (wanted,) = torch.autograd.grad((4 * spikes).sum(), currents)
-    torch.testing.assert_close(got, wanted)
+    (result,) = torch.autograd.grad(four.sum(), currents, retain_graph=True)
+    (expected,) = torch.autograd.grad((4 * spikes).sum(), currents)
+    torch.testing.assert_close(result, expected)
 
 
 def test_average_pooled_spikes_and_dropout_are_events():
     spikes = _numbers(8, 16, 12, 12, density=0.2, most=1)
     layer = hb.Conv2d(16, 8, 3)
     layer.mode = "events"
-    for made in (nn.AvgPool2d(2)(spikes), nn.Dropout(0.3)(spikes), torch.cat([spikes, spikes], 2)):
-        out = layer(made)
+    for x in (nn.AvgPool2d(2)(spikes), nn.Dropout(0.3)(spikes), torch.cat([spikes, spikes], 2)):
+        out = layer(x)
         assert layer.explain().startswith("events")
-        wanted = nn.functional.conv2d(made, layer.weight, layer.bias)
-        torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-4)
+        expected = nn.functional.conv2d(x, layer.weight, layer.bias)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)

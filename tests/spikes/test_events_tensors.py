@@ -1,4 +1,4 @@
-"""Weights, biases and inputs of any stride, size, dtype and device: torch's numbers, or torch's error."""
+"""Weights, biases and inputs of any stride, size, dtype and device: torch's results, or torch's error."""
 
 import copy
 
@@ -16,27 +16,27 @@ def _spikes(*shape):
 
 
 def _strided(tensor):
-    """The same numbers, every other one in memory."""
+    """A copy of `tensor` whose last dimension has stride 2."""
     room = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1])
     room[..., ::2] = tensor
     return room[..., ::2]
 
 
 def _negated(tensor):
-    """The same numbers, by a view that negates them when they are read."""
+    """A view equal to `tensor` whose memory holds its negation."""
     view = torch._neg_view(-tensor)
     assert view.is_neg()
     return view
 
 
-def _turned(tensor):
+def _transposed(tensor):
     return tensor.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 WEIGHTS = {
     "as it is": lambda w: w,
     "strided": _strided,
-    "turned": _turned,
+    "turned": _transposed,
     "expanded": lambda w: w[:1].expand_as(w),
     "negated": _negated,
     "offset": lambda w: torch.cat([w.flatten()[:3], w.flatten()])[3:].view(w.shape),
@@ -62,7 +62,7 @@ BIASES = {
     "scalar": lambda b: b[0],
     "too short": lambda b: b[:-1],
     "too long": lambda b: torch.cat([b, b]),
-    "none of it": lambda b: b[:0],
+    "empty": lambda b: b[:0],
     "a matrix": lambda b: b[None],
     "a column": lambda b: b[:, None],
     "for each row": lambda b: torch.randn(ROWS, len(b)),
@@ -71,27 +71,27 @@ BIASES = {
 }
 
 
-def _outcome(layer, x, given):
-    """What comes out and every gradient, or the error."""
+def _results(layer, x, tensors):
+    """The output and every gradient, or the first line of the error."""
     x = x.detach().requires_grad_()
-    given = {name: None if t is None else t.detach().requires_grad_() for name, t in given.items()}
+    tensors = {name: None if t is None else t.detach().requires_grad_() for name, t in tensors.items()}
     try:
-        out = torch.func.functional_call(layer, {k: v for k, v in given.items() if v is not None}, (x,))
+        out = torch.func.functional_call(layer, {k: v for k, v in tensors.items() if v is not None}, (x,))
         out.mul(torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
-    except (RuntimeError, NotImplementedError, IndexError) as error:  # torch has all of these
+    except (RuntimeError, NotImplementedError, IndexError) as error:  # torch raises each of these
         return str(error).split("\n")[0]
-    return [out.detach(), x.grad, *(t.grad for t in given.values() if t is not None)]
+    return [out.detach(), x.grad, *(t.grad for t in tensors.values() if t is not None)]
 
 
-def _compare(layer, dense, x, given):
-    if given["bias"] is None:
+def _compare(layer, dense, x, tensors):
+    if tensors["bias"] is None:
         layer, dense = copy.deepcopy(layer), copy.deepcopy(dense)
         layer.bias = dense.bias = None
-    got, wanted = _outcome(layer, x, given), _outcome(dense, x, given)
-    if isinstance(wanted, str) or isinstance(got, str):
-        assert got == wanted
+    result, expected = _results(layer, x, tensors), _results(dense, x, tensors)
+    if isinstance(expected, str) or isinstance(result, str):
+        assert result == expected
         return
-    for one, other in zip(got, wanted, strict=True):
+    for one, other in zip(result, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
@@ -102,8 +102,8 @@ def _compare(layer, dense, x, given):
 def test_parameters_of_a_linear_layer(weight, bias, mode):
     dense, layer = nn.Linear(64, 48), hb.Linear(64, 48)
     layer.mode = mode
-    given = {"weight": WEIGHTS[weight](torch.randn(48, 64)), "bias": BIASES[bias](torch.randn(48))}
-    _compare(layer, dense, _spikes(ROWS, 64), given)
+    tensors = {"weight": WEIGHTS[weight](torch.randn(48, 64)), "bias": BIASES[bias](torch.randn(48))}
+    _compare(layer, dense, _spikes(ROWS, 64), tensors)
 
 
 @pytest.mark.cover(1)
@@ -112,8 +112,8 @@ def test_parameters_of_a_linear_layer(weight, bias, mode):
 def test_parameters_of_a_convolution(weight, bias):
     dense, layer = nn.Conv2d(8, 12, 3, padding=1), hb.Conv2d(8, 12, 3, padding=1)
     layer.mode = "events"
-    given = {"weight": WEIGHTS[weight](torch.randn(12, 8, 3, 3)), "bias": BIASES[bias](torch.randn(12))}
-    _compare(layer, dense, _spikes(3, 8, 9, 9), given)
+    tensors = {"weight": WEIGHTS[weight](torch.randn(12, 8, 3, 3)), "bias": BIASES[bias](torch.randn(12))}
+    _compare(layer, dense, _spikes(3, 8, 9, 9), tensors)
 
 
 @pytest.mark.cover(2)
@@ -129,43 +129,43 @@ def test_parameters_of_a_convolution(weight, bias):
     ],
     ids=["window", "between two steps", "whole steps"],
 )
-def test_parameters_of_layers_that_look_back(make, name, kind, learns):
+def test_parameters_of_layers_over_time(make, name, kind, learns):
     changes = WEIGHTS if name == "weight" else BIASES
     if kind not in changes:
         pytest.skip(f"no such {name}")
     layer = make()
-    given = {key: value.detach() for key, value in layer.named_parameters()}
-    given[name] = changes[kind](given[name])
+    tensors = {key: value.detach() for key, value in layer.named_parameters()}
+    tensors[name] = changes[kind](tensors[name])
     x = _spikes(9, 6, 8)
-    found = []
+    results = []
     for layer.mode in ("events", "dense"):
-        held = {key: None if t is None else t.detach().requires_grad_(learns) for key, t in given.items()}
-        if held["bias"] is None:
+        leaves = {key: None if t is None else t.detach().requires_grad_(learns) for key, t in tensors.items()}
+        if leaves["bias"] is None:
             layer.bias = None
         try:
-            out = torch.func.functional_call(layer, {k: t for k, t in held.items() if t is not None}, (x,))
+            out = torch.func.functional_call(layer, {k: t for k, t in leaves.items() if t is not None}, (x,))
             if out.requires_grad and out.numel():
                 out.mul(torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
-            found.append([out.detach(), *(t.grad for t in held.values() if t is not None)])
+            results.append([out.detach(), *(t.grad for t in leaves.values() if t is not None)])
         except (RuntimeError, NotImplementedError, IndexError) as error:
-            found.append(type(error))
-    if isinstance(found[1], type) or isinstance(found[0], type):
-        assert found[0] == found[1]
+            results.append(type(error))
+    if isinstance(results[1], type) or isinstance(results[0], type):
+        assert results[0] == results[1]
         return
-    for one, other in zip(*found, strict=True):
+    for one, other in zip(*results, strict=True):
         if one is not None or other is not None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (5, 2), (9, 9), (12, 3)])
-def test_a_convolutions_weight_has_the_say_about_its_kernel(kernel):
+def test_the_weight_of_a_convolution_defines_the_kernel_size(kernel):
     dense, layer = nn.Conv2d(8, 12, 3, padding=1), hb.Conv2d(8, 12, 3, padding=1)
     layer.mode = "events"
-    given = {"weight": torch.randn(12, 8, *kernel), "bias": torch.randn(12)}
-    _compare(layer, dense, _spikes(3, 8, 9, 9), given)
+    tensors = {"weight": torch.randn(12, 8, *kernel), "bias": torch.randn(12)}
+    _compare(layer, dense, _spikes(3, 8, 9, 9), tensors)
 
 
-def test_a_convolutions_weight_may_lie_channels_last():
+def test_the_weight_of_a_convolution_may_be_channels_last():
     dense, layer = nn.Conv2d(8, 12, 3, padding=1), hb.Conv2d(8, 12, 3, padding=1)
     layer.mode = "events"
     weight = torch.randn(12, 8, 3, 3).contiguous(memory_format=torch.channels_last)
@@ -189,20 +189,20 @@ def test_a_convolutions_weight_may_lie_channels_last():
     ],
     ids=repr,
 )
-def test_sizes_of_a_convolution_that_were_set_later(changed):
+def test_changed_sizes_of_a_convolution_are_used(changed):
     dense, layer = nn.Conv2d(8, 12, 3), hb.Conv2d(8, 12, 3)
     layer.mode = "events"
     for each in (dense, layer):
         for name, value in changed.items():
             setattr(each, name, value)
-    given = {"weight": torch.randn(12, 8, 3, 3), "bias": torch.randn(12)}
-    _compare(layer, dense, _spikes(3, 8, 9, 9), given)
+    tensors = {"weight": torch.randn(12, 8, 3, 3), "bias": torch.randn(12)}
+    _compare(layer, dense, _spikes(3, 8, 9, 9), tensors)
 
 
 @pytest.mark.parametrize(
     "changed", [{"stride": None}, {"stride": 1}, {"kernel_size": (3,)}, {"padding": 1}], ids=repr
 )
-def test_sizes_of_a_pooling_that_were_set_later(changed):
+def test_changed_sizes_of_a_pooling_are_used(changed):
     dense, layer = nn.MaxPool2d(2), hb.events.MaxPool2d(2)
     for each in (dense, layer):
         for name, value in changed.items():
@@ -213,7 +213,7 @@ def test_sizes_of_a_pooling_that_were_set_later(changed):
 
 INPUTS = {
     "strided": _strided,
-    "turned": _turned,
+    "turned": _transposed,
     "negated": lambda x: torch._neg_view(-x),
     "expanded": lambda x: x[:, :1].expand_as(x),
     "offset": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
@@ -251,25 +251,25 @@ def test_inputs_of_every_layer(kind, last, learns):
         if hasattr(layer, "mode"):
             layer.mode = "events"
         x = INPUTS[kind](x)
-        found = []
+        results = []
         for each in (layer, dense):
             each.zero_grad()
-            given = x.detach().requires_grad_(learns and x.is_floating_point())
+            leaf = x.detach().requires_grad_(learns and x.is_floating_point())
             try:
-                out = each(given)
+                out = each(leaf)
                 if out.requires_grad:
                     out.mul(
                         torch.linspace(-1, 1, out.numel()).to(out.device).view(out.shape)
                     ).sum().backward()
-                grads = [given.grad, *(p.grad for p in each.parameters())]
-                found.append([out.detach(), *(g for g in grads if g is not None)])
+                grads = [leaf.grad, *(p.grad for p in each.parameters())]
+                results.append([out.detach(), *(g for g in grads if g is not None)])
             except (RuntimeError, NotImplementedError, TypeError) as error:
-                found.append(str(error).split("\n")[0])
-        got, wanted = found
-        if isinstance(got, str) or isinstance(wanted, str):
-            assert got == wanted
+                results.append(str(error).split("\n")[0])
+        result, expected = results
+        if isinstance(result, str) or isinstance(expected, str):
+            assert result == expected
             continue
-        for one, other in zip(got, wanted, strict=True):
+        for one, other in zip(result, expected, strict=True):
             if one.device.type == "meta":
                 assert one.shape == other.shape
                 continue
@@ -279,7 +279,7 @@ def test_inputs_of_every_layer(kind, last, learns):
 
 
 @pytest.mark.parametrize("make", [lambda g: torch._neg_view(-g), _strided, lambda g: g[:1].expand_as(g)])
-def test_gradients_of_any_layout_that_come_from_above(make):
+def test_output_gradients_of_any_layout(make):
     images = _spikes(3, 8, 10, 10).contiguous(memory_format=torch.channels_last)
     pairs = [
         (hb.Linear(64, 48), nn.Linear(64, 48), _spikes(ROWS, 64)),
@@ -291,11 +291,11 @@ def test_gradients_of_any_layout_that_come_from_above(make):
         dense.load_state_dict(layer.state_dict())
         if hasattr(layer, "mode"):
             layer.mode = "events"
-        found = []
+        results = []
         grad = make(torch.randn(dense(x).shape))
         for each in (layer, dense):
-            given = x.detach().requires_grad_()
-            each(given).backward(grad)
-            found.append([given.grad, *(p.grad for p in each.parameters())])
-        for one, other in zip(*found, strict=True):
+            leaf = x.detach().requires_grad_()
+            each(leaf).backward(grad)
+            results.append([leaf.grad, *(p.grad for p in each.parameters())])
+        for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

@@ -1,7 +1,7 @@
-"""Spikes that somebody writes to below a layer that works per spike: what autograd gives, all the same.
+"""Writes to spikes below a layer that works per spike: the gradients stay those of autograd.
 
-A write that autograd does not record changes what the layer above multiplies and leaves the gradient of the
-spiking layer where it was: at the spikes that were emitted, not at those that are left.
+A write that autograd does not record changes the input of the layer above, but not the gradient of the
+spiking layer, which is that of the emitted spikes.
 """
 
 import copy
@@ -38,7 +38,7 @@ def _write(name, spikes):
 
 
 def _gradients(net, x, write, after):
-    """The output of `net`, whose layer `after` has its outputs written to, and every gradient."""
+    """The output and every gradient of `net`, with `write` applied to the output of layer `after`."""
     net.zero_grad()
     x = x.clone().requires_grad_()
     h = x
@@ -50,8 +50,8 @@ def _gradients(net, x, write, after):
     return [h.detach(), x.grad, *(p.grad for p in net.parameters())]
 
 
-def _twins(net):
-    """`net` by events, and dense through the reference loop."""
+def _sparse_and_dense(net):
+    """Two copies of `net`: one by events, one dense whose neurons use the reference loop."""
     sparse, dense = hb.events.adopt(copy.deepcopy(net)), copy.deepcopy(net)
     for inner in sparse.modules():
         if isinstance(inner, hb.Linear | hb.Conv2d):
@@ -66,10 +66,10 @@ def _compare(net, x, write, after):
     with torch.no_grad():
         for p in net.parameters():
             p.copy_((p * 1024).round() / 1024)  # sums are exact in any order
-    sparse, dense = _twins(net)
-    got, wanted = _gradients(sparse, x, write, after), _gradients(dense, x, write, after)
-    assert wanted[1].abs().sum() > 0
-    for one, other in zip(got, wanted, strict=True):
+    sparse, dense = _sparse_and_dense(net)
+    results, expected = _gradients(sparse, x, write, after), _gradients(dense, x, write, after)
+    assert expected[1].abs().sum() > 0
+    for one, other in zip(results, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
 
 
@@ -105,7 +105,7 @@ def test_a_linear_layer_above_spikes_that_were_written_to(sigma, write, between)
 
 
 @pytest.mark.parametrize("neurons", [60, 63, 100])
-def test_steps_that_do_not_fill_whole_words_of_bits_and_were_written_to(neurons):
+def test_steps_that_fill_no_words_of_bits_and_were_written_to(neurons):
     net = nn.Sequential(
         nn.Linear(20, neurons), hb.IF(0.3, surrogate.Step(), detach_reset=True), nn.Linear(neurons, 7)
     )
@@ -129,31 +129,31 @@ def test_convolution_pooling_and_flattening_above_spikes_that_were_written_to(si
         nn.Flatten(2),
         nn.Linear(16 * 4 * 4, 5),
     )
-    nn.init.constant_(net[3].module.bias, 0.25)  # fires though nothing comes
+    nn.init.constant_(net[3].module.bias, 0.25)  # fires without input
     x = (torch.rand(4, 3, 2, 8, 8) * 16).round() / 16
     _compare(net, x, write, after)
 
 
 @pytest.mark.parametrize("write", ["mul_", "detach", "zero_"])
-def test_a_convolution_of_written_spikes_that_lie_channels_first(write):
+def test_a_convolution_of_written_channels_first_spikes(write):
     conv = nn.Conv2d(16, 8, 3, padding=1)
     net = nn.Sequential(nn.Identity(), hb.IF(0.5, surrogate.Step(), detach_reset=True), hb.EachStep(conv))
     _compare(net, (torch.rand(4, 3, 16, 8, 8) * 16).round() / 16, write, after=1)
 
 
-def test_a_flattening_that_copies_nothing_is_a_view_to_autograd_too():
-    found = []
+def test_flatten_returns_a_view_for_autograd():
+    results = []
     for flatten in (hb.events.Flatten(0, 1), nn.Flatten(0, 1)):
         x = torch.linspace(0, 1, 4 * 3 * 16 * 36).view(4, 3, 6, 6, 16).permute(0, 1, 4, 2, 3).requires_grad_()
         spikes = hb.IF(0.5, surrogate.Step(), detach_reset=True)(x)
         flatten(spikes).mul_(0.5)  # writes to the spikes, which autograd records
         spikes.square().sum().backward()
-        found.append((spikes.detach(), x.grad))
-    for got, wanted in zip(*found, strict=True):
-        assert torch.equal(got, wanted)
+        results.append((spikes.detach(), x.grad))
+    for result, expected in zip(*results, strict=True):
+        assert torch.equal(result, expected)
 
 
-def test_what_a_linear_layer_gives_is_no_view_whose_hooks_a_write_takes_away():
+def test_a_write_to_a_view_of_the_output_keeps_its_hooks():
     layer = hb.Linear(6, 3)
     layer.mode = "events"
     x = (torch.rand(4, 2, 6) < 0.3).float().requires_grad_()
@@ -173,7 +173,7 @@ def _through_address(spikes, place, value):
 
 
 def _flat(memory):
-    """All numbers of `memory` in its order."""
+    """A flat view of `memory`, in memory order."""
     return memory.as_strided((memory.numel(),), (1,))
 
 
@@ -193,7 +193,7 @@ ONE_NUMBER = {
     "the address": _through_address,
 }
 IMAGES = 4, 4, 16, 16, 16
-"""Of 65,536 numbers."""
+"""Shape of 65,536 numbers."""
 READERS = {
     "Linear": lambda: nn.Sequential(_Rows(), hb.Linear(64, 8)),
     "Conv2d": lambda: hb.EachStep(hb.Conv2d(16, 8, 3, padding=1)),
@@ -225,8 +225,8 @@ class _Doubled(nn.Module):
         return hb.events.add(spikes, spikes)
 
 
-class _Apart(nn.Module):
-    """`reader` of numbers of which nothing is known, without events."""
+class _Dense(nn.Module):
+    """A dense copy of `reader`, whose input carries no information about spikes."""
 
     def __init__(self, reader):
         super().__init__()
@@ -250,44 +250,44 @@ def _by_events(reader):
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
 @pytest.mark.parametrize("reader", READERS)
-def test_one_number_that_somebody_wrote_is_seen_wherever_it_lies(reader, sigma):
-    drawn = random.Random(f"{reader} {sigma}")
-    reads = _by_events(READERS[reader]())
-    apart, neurons = _Apart(reads), hb.IF(1.0, sigma, detach_reset=True)
-    lying = (torch.rand(IMAGES) * 8).round().div(8)
-    if "Rows" not in repr(reads):
-        lying = lying.movedim(2, -1).contiguous().movedim(-1, 2)  # channels last
-    lying.requires_grad_()
-    emitted = neurons(lying).detach()
+def test_a_write_to_one_number_is_detected_at_any_place(reader, sigma):
+    rng = random.Random(f"{reader} {sigma}")
+    layer = _by_events(READERS[reader]())
+    dense, neurons = _Dense(layer), hb.IF(1.0, sigma, detach_reset=True)
+    currents = (torch.rand(IMAGES) * 8).round().div(8)
+    if "Rows" not in repr(layer):
+        currents = currents.movedim(2, -1).contiguous().movedim(-1, 2)  # channels last
+    currents.requires_grad_()
+    emitted = neurons(currents).detach()
     for write in [None, *list(ONE_NUMBER) * 4]:
-        spikes = neurons(lying)
+        spikes = neurons(currents)
         if write is not None:
-            ONE_NUMBER[write](spikes, drawn.randrange(spikes.numel()), drawn.choice([0.0, 1.0, 0.5, 3.0]))
+            ONE_NUMBER[write](spikes, rng.randrange(spikes.numel()), rng.choice([0.0, 1.0, 0.5, 3.0]))
         written = spikes.detach().clone().requires_grad_()
-        got, wanted = reads(spikes), apart(written)
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-        factors = torch.randint(-4, 5, got.shape).float()
-        (found,) = torch.autograd.grad((got * factors).sum(), lying, retain_graph=True)
-        lying.grad = None
-        (got * factors).sum().backward()  # where some of the gradient of the spikes may be left out
-        (wanted * factors).sum().backward()
-        (expected,) = torch.autograd.grad((neurons(lying) * written.grad).sum(), lying)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(lying.grad, expected, rtol=1e-4, atol=1e-3)
-    assert torch.equal(neurons(lying), emitted)
+        outputs, expected_outputs = layer(spikes), dense(written)
+        torch.testing.assert_close(outputs, expected_outputs, rtol=1e-5, atol=1e-5)
+        factors = torch.randint(-4, 5, outputs.shape).float()
+        (grad,) = torch.autograd.grad((outputs * factors).sum(), currents, retain_graph=True)
+        currents.grad = None
+        (outputs * factors).sum().backward()  # may skip parts of the gradient of the spikes
+        (expected_outputs * factors).sum().backward()
+        (expected,) = torch.autograd.grad((neurons(currents) * written.grad).sum(), currents)
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(currents.grad, expected, rtol=1e-4, atol=1e-3)
+    assert torch.equal(neurons(currents), emitted)
 
 
 @pytest.mark.parametrize("layer", [hb.IF(), hb.LIF(surrogate=hb.surrogate.ATan())], ids=repr)
 @pytest.mark.filterwarnings("ignore:.*use_reentrant")
 def test_channels_last_spikes_of_a_reentrant_checkpoint_are_written_to(layer):
     images = torch.rand(3, 2, 5, 5, 4).permute(0, 1, 4, 2, 3)  # [T, batch, channels, height, width]
-    found = []
+    results = []
     for call in (layer, lambda x: torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=True)):
         x = images.clone().requires_grad_()
         spikes = call(x * 2)
         with torch.no_grad():
             spikes.mul_(0.5)
         spikes.square().sum().backward()
-        found.append((spikes.detach(), x.grad))
-    for plain, checkpointed in zip(*found, strict=True):
+        results.append((spikes.detach(), x.grad))
+    for plain, checkpointed in zip(*results, strict=True):
         assert torch.equal(plain, checkpointed)

@@ -1,4 +1,4 @@
-"""Which products are computed per spike: the rule, and the times that ``hb.tune`` replaces it by."""
+"""Which products are computed per spike: by the rule, and by times that ``hb.tune`` measured."""
 
 import os
 import re
@@ -19,19 +19,19 @@ from hibana.spikes.linear import layer as linear_layer
 
 @pytest.fixture
 def times(monkeypatch):
-    """Candidates take these seconds, whatever their sizes; torch takes 1."""
+    """Replaces measured times: candidates take these seconds at any size; torch takes 1."""
     seconds = {"forward": 0.1, "weights": 0.1, "input": 0.1, "scan": 0.0}
 
-    def timed(key, calls):
+    def fake_times(key, calls):
         for call in calls():
             call()
         if key.product.endswith("input"):
             return seconds["input"], 1.0
-        found = [seconds["forward"], 1.0] + [seconds["weights"], 1.0] * key.learning
-        return *found, seconds["scan"]
+        seconds_ = [seconds["forward"], 1.0] + [seconds["weights"], 1.0] * key.learning
+        return *seconds_, seconds["scan"]
 
     monkeypatch.setattr(select, "is_tuning", lambda: True)
-    monkeypatch.setattr(select, "_times", timed)
+    monkeypatch.setattr(select, "_times", fake_times)
     for module in (linear_layer, convolution_layer, of_windows):
         monkeypatch.setattr(module, "SMALLEST_WORK", 0)
     return seconds
@@ -69,15 +69,15 @@ def test_outputs_and_gradients_are_torchs_whatever_is_chosen(times, forward, wei
         if len(shape) == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         factors = torch.randn(dense(x).shape)
-        for got, wanted in zip(_run(layer, x, factors), _run(dense, x, factors), strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-3)
-        said = layer.explain()
-        assert said.startswith("events" if forward else "dense forward" if weights else "dense:")
-        assert f"forward takes {0.1 if forward else 2.0:.2f} of torch's time" in said
-        assert ("the weights' gradient densely" in said) == (forward and not weights)
+        for result, expected in zip(_run(layer, x, factors), _run(dense, x, factors), strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3)
+        explanation = layer.explain()
+        assert explanation.startswith("events" if forward else "dense forward" if weights else "dense:")
+        assert f"forward takes {0.1 if forward else 2.0:.2f} of torch's time" in explanation
+        assert ("the weights' gradient densely" in explanation) == (forward and not weights)
 
 
-def test_without_a_gradient_of_the_weights_the_forward_alone_decides(times):
+def test_without_a_weight_gradient_the_forward_alone_decides(times):
     times["forward"] = 2.0
     spikes = (torch.rand(300, 128) < 0.1).float()
     layer = hb.Linear(128, 70).requires_grad_(False)
@@ -86,17 +86,17 @@ def test_without_a_gradient_of_the_weights_the_forward_alone_decides(times):
     assert layer.explain() == f"dense: {density} of the input spiked; forward takes 2.00 of torch's time"
 
 
-@pytest.mark.parametrize(("scan", "said"), [(0.5, "events: "), (1.5, "dense: ")])
-def test_bits_that_have_to_be_made_cost_their_making(times, scan, said):
+@pytest.mark.parametrize(("scan", "start"), [(0.5, "events: "), (1.5, "dense: ")])
+def test_the_time_to_pack_bits_is_counted(times, scan, start):
     times["scan"] = scan
     layer = hb.Linear(128, 70).requires_grad_(False)
     for _ in range(2):
         layer((torch.rand(300, 128) < 0.1).float())
-        assert layer.explain().startswith(said)
+        assert layer.explain().startswith(start)
 
 
 @pytest.mark.parametrize("learning", [True, False])
-def test_bits_that_are_known_are_left_where_the_dense_product_is_faster(times, learning):
+def test_packed_bits_are_not_used_if_the_dense_product_is_faster(times, learning):
     times |= {"forward": 2.0, "weights": 2.0, "input": 2.0}
     linear, convolution, window, _ = _layers()
     for layer, dense, shape in (linear, convolution, window):
@@ -108,7 +108,7 @@ def test_bits_that_are_known_are_left_where_the_dense_product_is_faster(times, l
         assert layer.explain().startswith("dense: ")
 
 
-def test_no_bits_are_packed_where_a_sample_is_too_dense(monkeypatch):
+def test_no_bits_are_packed_if_a_sample_is_too_dense(monkeypatch):
     monkeypatch.setattr(shared_layer, "pack_multiples", lambda rows: pytest.fail("the bits were packed"))
     for layer, shape in ((hb.Linear(512, 256), (256, 512)), (hb.Conv2d(64, 64, 3), (8, 64, 16, 16))):
         spikes = (torch.rand(shape) < 0.9).float()
@@ -134,7 +134,7 @@ def test_no_bits_are_packed_where_a_sample_is_too_dense(monkeypatch):
     ],
 )
 def test_products_of_few_rows_inputs_or_outputs_are_dense(layer, shape, by_spikes, learning):
-    """At any density; mode="events" still has them by spikes."""
+    """At any density; only mode="events" computes them per spike."""
     torch.manual_seed(0)
     layer = layer().requires_grad_(learning)
     spikes = (torch.rand(shape) < 0.1).float()
@@ -154,14 +154,14 @@ def test_products_of_few_outputs_are_by_spikes_up_to_a_lower_density(density):
     assert layer.explain().startswith("events: " if density < 0.075 else "dense: ")
 
 
-def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
+def test_no_density_is_sampled_for_small_products(monkeypatch):
     monkeypatch.setattr(shared_layer, "sampled_density", lambda *_: pytest.fail("it was looked at"))
     layer = hb.Linear(128, 70)
     layer((torch.rand(30, 128) < 0.1).float())
     assert layer.explain() == "dense: torch is faster at these sizes at any density"
 
 
-def test_small_calls_take_parameters_wherever_they_are():
+def test_small_calls_use_parametrized_and_missing_parameters():
     parametrized = nn.utils.parametrizations.weight_norm(hb.Linear(8, 4))
     x = torch.rand(2, 8)
     for layer in (parametrized, hb.Linear(8, 4, bias=False), hb.Linear(8, 4)):
@@ -175,44 +175,44 @@ def test_small_calls_take_parameters_wherever_they_are():
 @pytest.mark.parametrize("last", [True, False], ids=["last", "first"])
 @pytest.mark.parametrize("stride", [2, (2, 3)])
 def test_a_window_of_one_pixel_at_a_stride_has_torchs_outputs_and_gradients(mode, grad, last, stride):
-    """Torch's own, of as many channels that lie last, writes beyond its memory."""
+    """Torch's convolution with as many channels in channels-last format writes beyond its memory."""
     layer, dense = hb.Conv2d(8, 8, 1, stride), nn.Conv2d(8, 8, 1, stride)
     layer.load_state_dict(dense.state_dict())
     layer.mode = mode
     layer.weight.requires_grad_(grad)
     x = (torch.rand(4, 8, 64, 64) < 0.3).float()
-    mine = x.contiguous(memory_format=torch.channels_last) if last else x.clone()
+    inputs = x.contiguous(memory_format=torch.channels_last) if last else x.clone()
     factors = torch.randn(dense(x).shape)
-    for _ in range(20):  # what is written beyond is seen when it is freed
-        mine, x = mine.detach().requires_grad_(), x.detach().requires_grad_()
+    for _ in range(20):  # a write beyond the memory is detected when it is freed
+        inputs, x = inputs.detach().requires_grad_(), x.detach().requires_grad_()
         layer.zero_grad()
-        (layer(mine) * factors).sum().backward()
+        (layer(inputs) * factors).sum().backward()
     dense(x).mul(factors).sum().backward()
-    torch.testing.assert_close(layer(mine), dense(x), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(mine.grad, x.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(inputs), dense(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inputs.grad, x.grad, rtol=1e-4, atol=1e-4)
     if grad:
         torch.testing.assert_close(layer.weight.grad, dense.weight.grad, rtol=1e-4, atol=1e-3)
-    assert layer(mine).is_contiguous(memory_format=torch.channels_last)
+    assert layer(inputs).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_strided_window_of_one_pixel_is_guarded_with_a_gradient_after_calls_without(monkeypatch):
-    layer, counted = hb.Conv2d(8, 8, 1, 2), []
+def test_a_strided_window_of_one_pixel_is_sampled_with_gradients_only(monkeypatch):
+    layer, calls = hb.Conv2d(8, 8, 1, 2), []
     sampled = convolution_layer.dense.sample_pixels
     monkeypatch.setattr(
-        convolution_layer.dense, "sample_pixels", lambda *given: counted.append(1) or sampled(*given)
+        convolution_layer.dense, "sample_pixels", lambda *args: calls.append(1) or sampled(*args)
     )
     x = torch.rand(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
-        wanted = [layer(x) for _ in range(2)][1]
-    assert not counted
-    torch.testing.assert_close(layer(x), wanted)
-    assert counted
+        expected = [layer(x) for _ in range(2)][1]
+    assert not calls
+    torch.testing.assert_close(layer(x), expected)
+    assert calls
     with torch.no_grad():
         layer(x)
-    assert len(counted) == 1
+    assert len(calls) == 1
 
 
-def test_a_small_convolution_that_was_changed_since_is_what_it_is_now():
+def test_changed_sizes_of_a_small_convolution_are_used():
     layer, plain = hb.Conv2d(16, 4, 3, padding=2), nn.Conv2d(16, 4, 3, padding=2)
     layer.load_state_dict(plain.state_dict())
     x = torch.rand(2, 16, 6, 6).contiguous(memory_format=torch.channels_last)
@@ -227,9 +227,9 @@ def test_a_small_convolution_that_was_changed_since_is_what_it_is_now():
 
 @pytest.fixture
 def tuned(monkeypatch):
-    """The table of tuned times, empty; nothing ignores it."""
+    """An empty table of tuned times, which is used."""
     monkeypatch.setattr(select, "_TUNED", {})
-    torch.use_deterministic_algorithms(False)  # which every test runs under
+    torch.use_deterministic_algorithms(False)  # tests enable them by default
     return select._TUNED
 
 
@@ -243,14 +243,14 @@ def _network():
 
 
 @pytest.mark.parametrize("faster", ["torch", "events"])
-def test_what_tune_found_faster_is_used(tuned, monkeypatch, faster):
-    def timed(calls):
+def test_the_faster_product_of_tune_is_used(tuned, monkeypatch, faster):
+    def fake_times(calls):
         for call in calls:
             call()
-        mine, torchs = (2.0, 1.0) if faster == "torch" else (1.0, 2.0)
-        return tuple([mine, torchs] * (len(calls) // 2) + [0.0] * (len(calls) % 2))
+        ours, torchs = (2.0, 1.0) if faster == "torch" else (1.0, 2.0)
+        return tuple([ours, torchs] * (len(calls) // 2) + [0.0] * (len(calls) % 2))
 
-    monkeypatch.setattr(select, "_timed", timed)
+    monkeypatch.setattr(select, "_timed", fake_times)
     net, x = _network()
     assert hb.tune(net, x) is net
     assert {key.product for key in tuned} == {"linear"} | ({"linear input"} if faster == "events" else set())
@@ -260,13 +260,13 @@ def test_what_tune_found_faster_is_used(tuned, monkeypatch, faster):
         assert layer.explain().startswith("dense: " if faster == "torch" else "events: ")
         assert f"forward takes {share} of torch's time" in layer.explain()
     net((torch.rand(8, 64, 128) < 0.4).float())
-    assert "torch's time" not in net[0].explain()  # of another density
+    assert "torch's time" not in net[0].explain()  # tuned for another density
     torch.use_deterministic_algorithms(True)
     net(x)
     assert "torch's time" not in net[0].explain()
 
 
-def test_tune_measures_and_changes_nothing_else(tuned):
+def test_tune_only_fills_the_table(tuned):
     net, x = _network()
     before, state = {name: each.clone() for name, each in net.state_dict().items()}, torch.get_rng_state()
     hb.tune(net, x)
@@ -320,17 +320,17 @@ print(hash(tuple(float(each) for p in net.parameters() for each in p.flatten()[:
 """
     environment = {**os.environ, "HIBANA_CACHE": str(tmp_path)}
     busy = [sys.executable, "-c", "while True: pass"]
-    found = []
-    for others in (0, 0, 2):
-        beside = [subprocess.Popen(busy) for _ in range(others)]
+    outputs = []
+    for count in (0, 0, 2):
+        busy_processes = [subprocess.Popen(busy) for _ in range(count)]
         try:
-            done = subprocess.run(
+            finished = subprocess.run(
                 [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
             )
         finally:
-            for process in beside:
+            for process in busy_processes:
                 process.kill()
                 process.wait()
-        found.append(done.stdout)
-    assert "events" in found[0]
-    assert len(set(found)) == 1
+        outputs.append(finished.stdout)
+    assert "events" in outputs[0]
+    assert len(set(outputs)) == 1

@@ -15,10 +15,10 @@ SIZES = [(1, 1, 1), (5, 63, 65), (7, 130, 20), (33, 64, 257), (40, 200, 31)]
 
 
 def _layer(inputs: int, outputs: int, density: float, delays: int = 0) -> Any:
-    """A layer with random synapses, up to `delays` steps, and weights that are multiples of 1/8."""
+    """A layer with random synapses, delays of up to `delays` steps, and weights that are multiples of 1/8."""
     mask = torch.rand(outputs, inputs) < density
-    drawn = torch.randint(0, delays + 1, (outputs, inputs)) if delays else None
-    layer = hb.SparseLinear(inputs, outputs, mask, delays=drawn)
+    delay_matrix = torch.randint(0, delays + 1, (outputs, inputs)) if delays else None
+    layer = hb.SparseLinear(inputs, outputs, mask, delays=delay_matrix)
     for parameter in layer.parameters():
         parameter.data = torch.randint(-8, 9, parameter.shape) / 8
     return layer
@@ -55,10 +55,10 @@ def test_equals_the_dense_product_bit_by_bit(sizes: tuple[int, int, int], densit
     out = layer(x)
     assert torch.equal(out, expected)
     assert layer.explain().startswith(mode)
-    for found, dense in zip(
+    for grad, expected_grad in zip(
         _gradients(layer, x, out, gradient), _gradients(layer, x, expected, gradient), strict=True
     ):
-        assert torch.equal(found, dense)
+        assert torch.equal(grad, expected_grad)
 
 
 @pytest.mark.parametrize("surrogate", [hb.surrogate.Box(), hb.surrogate.Step()])
@@ -137,7 +137,7 @@ def test_a_change_of_the_indices_is_checked_before_the_next_call() -> None:
         layer(x)
 
 
-def test_a_change_of_the_delays_is_seen_by_the_next_call() -> None:
+def test_changed_delays_are_used_by_the_next_call() -> None:
     layer = _layer(20, 10, 0.5, delays=3)
     x = (torch.rand(8, 2, 20) < 0.5).float()
     layer(x)

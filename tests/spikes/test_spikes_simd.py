@@ -1,4 +1,4 @@
-"""What the events' kernels are written with, one by one."""
+"""The building blocks of the event kernels."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ PLACES = torch.arange(WORD)
 
 
 @kernel
-def turned(code: Code, begin: Value, end: Value, *, words: Longs) -> None:
+def transpose_words(code: Code, begin: Value, end: Value, *, words: Longs) -> None:
     with code.loop(begin, end) as k:
         transpose_bits(code, words + k * WORD)
 
@@ -19,5 +19,5 @@ def turned(code: Code, begin: Value, end: Value, *, words: Longs) -> None:
 def test_bit_j_of_word_i_becomes_bit_i_of_word_j(density):
     bits = torch.rand(5, WORD, WORD) < density
     words = (bits.long() << PLACES).sum(-1)
-    turned(5, words=words)
+    transpose_words(5, words=words)
     assert torch.equal((words[..., None] >> PLACES & 1).bool(), bits.mT)
