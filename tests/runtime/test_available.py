@@ -1,4 +1,4 @@
-"""What hibana does in a process where no native code can be compiled or run."""
+"""hibana in a process that cannot compile or run native code."""
 
 import copy
 import ctypes
@@ -14,7 +14,7 @@ from hibana.compiler import checks
 from hibana.compiler.graph.ops import Unsupported
 from hibana.runtime import available, threads
 
-LOADED = "llvmlite can't compile for this processor"
+NO_LLVM = "llvmlite can't compile for this processor"
 
 
 def _without_llvmlite(monkeypatch):
@@ -42,8 +42,8 @@ def _with_an_old_libtorch(monkeypatch):
 
 
 DAMAGES = {
-    _without_llvmlite: LOADED,
-    _on_a_processor_that_llvm_lacks: f"{LOADED}.*riscv128",
+    _without_llvmlite: NO_LLVM,
+    _on_a_processor_that_llvm_lacks: f"{NO_LLVM}.*riscv128",
     _without_libtorch: "PyTorch's library can't be called.*libtorch_cpu",
     _with_an_old_libtorch: "PyTorch's library can't be called.*torch_parallel_for",
 }
@@ -51,7 +51,7 @@ DAMAGES = {
 
 @pytest.fixture(params=DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
 def reason(request, monkeypatch):
-    """Nothing can be compiled; a pattern of the reason that is given."""
+    """Makes compilation fail; returns a pattern of the reported reason."""
     request.param(monkeypatch)
     monkeypatch.setattr(checks, "_WARNED", set())
     available.unavailable_reason.cache_clear()
@@ -62,14 +62,14 @@ def reason(request, monkeypatch):
     assert available.unavailable_reason() == ""
 
 
-def _trained(net, inputs):
+def _results(net, inputs):
     outputs = net(inputs)
     outputs.sum().backward()
     return [outputs, *(each.grad for each in net.parameters())]
 
 
 def _by_torch(net):
-    """`net`, set to run no kernel."""
+    """Sets `net` to run no kernel, and returns it."""
     for module in net.modules():
         if isinstance(module, hb.OverTime):
             module.backend = "reference"
@@ -79,22 +79,22 @@ def _by_torch(net):
 
 
 @pytest.mark.filterwarnings("default::hibana.SlowPathWarning")
-def test_a_network_is_run_by_torch_and_one_sentence_says_why(reason):
+def test_a_network_is_run_by_torch_and_one_warning_names_the_reason(reason):
     layers = [hb.Linear(256, 512), hb.IF(), hb.Linear(512, 256), hb.LIF(), hb.Linear(256, 10), hb.LI()]
     net = nn.Sequential(*layers)
     inputs = (torch.rand(8, 64, 256) < 0.05).float()
-    expected = _trained(_by_torch(copy.deepcopy(net)), inputs)
-    with pytest.warns(hb.SlowPathWarning) as said:
-        found = _trained(net, inputs)
-    (sentence,) = [str(each.message) for each in said]
-    assert re.match(f"every cell is run by the reference loop, .* because {reason}", sentence)
-    assert all(map(torch.equal, found, expected))
+    expected = _results(_by_torch(copy.deepcopy(net)), inputs)
+    with pytest.warns(hb.SlowPathWarning) as warned:
+        results = _results(net, inputs)
+    (message,) = [str(each.message) for each in warned]
+    assert re.match(f"every cell is run by the reference loop, .* because {reason}", message)
+    assert all(map(torch.equal, results, expected))
     assert re.match(f"dense: {reason}", layers[0].explain())
     assert re.search(f"reference loop, because {reason}", str(hb.explain(net, inputs)))
 
 
 @pytest.mark.filterwarnings("ignore::hibana.SlowPathWarning")
-def test_normalised_convolutions_and_pooled_spikes_are_torchs(reason):
+def test_normalized_convolutions_and_pooled_spikes_are_torchs(reason):
     torch.manual_seed(1)
     net = nn.Sequential(
         nn.Conv2d(2, 16, 3, padding=1), nn.BatchNorm2d(16), hb.IF(), nn.MaxPool2d(2),
@@ -102,12 +102,12 @@ def test_normalised_convolutions_and_pooled_spikes_are_torchs(reason):
     )  # fmt: skip
     hb.optimize(net, verbose=False)
     inputs = (torch.rand(4, 16, 2, 16, 16) < 0.3).float()
-    expected = _trained(_by_torch(copy.deepcopy(net)), inputs)
-    found = _trained(net, inputs)
-    assert all(map(torch.allclose, found, expected))
+    expected = _results(_by_torch(copy.deepcopy(net)), inputs)
+    results = _results(net, inputs)
+    assert all(map(torch.allclose, results, expected))
 
 
-def test_what_needs_native_code_refuses_and_names_the_reason(reason):
+def test_errors_of_native_features_name_the_reason(reason):
     net, inputs = nn.Sequential(nn.Linear(4, 4), hb.IF()), torch.rand(3, 2, 4)
     with pytest.raises(Unsupported, match=f"backend 'cpu' can't serve this call: {reason}"):
         hb.IF(backend="cpu")(inputs)
@@ -116,13 +116,13 @@ def test_what_needs_native_code_refuses_and_names_the_reason(reason):
 
 
 @pytest.mark.filterwarnings("ignore::hibana.SlowPathWarning")
-def test_plasticity_goes_step_by_step(reason):
+def test_plasticity_runs_step_by_step(reason):
     inputs = (torch.rand(20, 1, 8) < 0.3).float()
-    changed = []
+    weights = []
     for backend in ("auto", "reference"):
         torch.manual_seed(2)
         linear = nn.Linear(8, 4, bias=False)
         rule = hb.learn.STDP(linear, hb.IF(0.2), tau_pre=5.0, tau_post=5.0, backend=backend)
         rule(inputs)
-        changed.append(linear.weight.detach().clone())
-    assert torch.equal(*changed)
+        weights.append(linear.weight.detach().clone())
+    assert torch.equal(*weights)

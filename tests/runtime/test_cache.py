@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: believed only if whole, private and of this very toolchain."""
+"""Compiled kernels on disk: used only if complete, private and of the same toolchain."""
 
 import ctypes
 import errno
@@ -29,7 +29,7 @@ def _source(factor):
 SOURCE, TWICE = _source(3), _source(6)
 
 
-def _forget():
+def _clear_caches():
     module._LOADED.clear()
     for function in (module.toolchain_folder, module._toolchain):
         function.cache_clear()
@@ -38,26 +38,26 @@ def _forget():
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HIBANA_CACHE", str(tmp_path / "kernels"))
-    _forget()
+    _clear_caches()
     yield tmp_path / "kernels"
-    _forget()
+    _clear_caches()
 
 
 @pytest.fixture
 def compilations(monkeypatch):
     """A list that grows by one whenever a kernel is compiled."""
-    found, compiled = [], module._compile
+    calls, compile_ = [], module._compile
 
-    def counted(*arguments):
-        found.append(arguments)
-        return compiled(*arguments)
+    def recording(*arguments):
+        calls.append(arguments)
+        return compile_(*arguments)
 
-    monkeypatch.setattr(module, "_compile", counted)
-    return found
+    monkeypatch.setattr(module, "_compile", recording)
+    return calls
 
 
 def _counts(source=SOURCE):
-    """What the kernel counts, built from what is on disk or anew."""
+    """The numbers that the kernel computes, read from disk or compiled."""
     module._LOADED.clear()
     built = assemble(source, "count")
     out = (ctypes.c_int64 * 8)()
@@ -71,8 +71,8 @@ def _files(folder):
 
 def test_a_kernel_is_compiled_once(folder, monkeypatch):
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
-    (kept,) = _files(folder)
-    assert kept.stat().st_mode & 0o077 == 0
+    (path,) = _files(folder)
+    assert path.stat().st_mode & 0o077 == 0
 
     def never(*arguments):
         raise AssertionError("compiled again")
@@ -93,24 +93,24 @@ def test_a_kernel_is_compiled_once(folder, monkeypatch):
     ],
     ids=["empty", "head only", "cut", "longer", "one bit", "noise"],
 )
-def test_a_damaged_file_is_compiled_anew_and_replaced(folder, damage):
+def test_a_damaged_file_is_replaced_by_a_new_compilation(folder, damage):
     _counts()
-    (kept,) = _files(folder)
-    whole = kept.read_bytes()
-    kept.write_bytes(damage(whole))
+    (path,) = _files(folder)
+    data = path.read_bytes()
+    path.write_bytes(damage(data))
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
-    assert module._read_object_code(kept) is not None
-    assert _files(folder) == [kept]
+    assert module._read_object_code(path) is not None
+    assert _files(folder) == [path]
 
 
-def test_swapped_files_are_compiled_anew_and_not_run(folder):
+def test_swapped_files_are_compiled_again_and_not_run(folder):
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
     (first,) = _files(folder)
     assert _counts(TWICE) == [0, 6, 12, 18, 24, 30, 36, 42]
     second = next(path for path in _files(folder) if path != first)
-    whole = first.read_bytes()
+    data = first.read_bytes()
     first.write_bytes(second.read_bytes())
-    second.write_bytes(whole)
+    second.write_bytes(data)
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
     assert _counts(TWICE) == [0, 6, 12, 18, 24, 30, 36, 42]
 
@@ -119,14 +119,14 @@ def test_a_file_of_another_toolchain_is_not_run(folder, monkeypatch):
     _counts()
     (before,) = _files(folder)
     monkeypatch.setattr(torch, "__version__", "2.99.0")
-    _forget()
-    there = module.toolchain_folder() / before.name
-    there.write_bytes(before.read_bytes())
+    _clear_caches()
+    copied = module.toolchain_folder() / before.name
+    copied.write_bytes(before.read_bytes())
     assert module._read_object_code(before) is not None
-    assert module._read_object_code(there) is None
+    assert module._read_object_code(copied) is None
 
 
-def test_a_full_disk_is_said_once_and_leaves_nothing_behind(folder, monkeypatch):
+def test_a_full_disk_warns_once_and_leaves_no_files(folder, monkeypatch):
     _counts(TWICE)
     before = _files(folder)
 
@@ -147,23 +147,23 @@ def test_a_full_disk_is_said_once_and_leaves_nothing_behind(folder, monkeypatch)
 def test_a_user_without_a_home_compiles_in_memory(monkeypatch):
     for name in ("HIBANA_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as a container's user
-    _forget()
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])  # as for a container's user
+    _clear_caches()
     with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*home.*; set HIBANA_CACHE"):
         assert _counts()[1] == 3
-    _forget()
+    _clear_caches()
 
 
-def test_what_killed_processes_left_is_removed_and_what_is_being_written_is_not(folder):
+def test_only_old_unfinished_files_are_removed(folder):
     _counts()
-    (kept,) = _files(folder)
-    old, new = (kept.with_name(f"{files.UNFINISHED}{name}") for name in ("old", "new"))
+    (path_,) = _files(folder)
+    old, new = (path_.with_name(f"{files.UNFINISHED}{name}") for name in ("old", "new"))
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
-    _forget()
+    _clear_caches()
     _counts()
-    assert _files(folder) == sorted([kept, new])
+    assert _files(folder) == sorted([path_, new])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders here have no owner's mode")
@@ -182,32 +182,32 @@ def test_two_processes_that_compile_at_once(folder):
         "import torch, hibana as hb, sys; x = torch.full([4, 3], 0.4);"
         "sys.stdin.read(1); print(hb.unroll(hb.IFCell(), x, backend='cpu')[0].sum().item())"
     )
-    started = [
+    processes = [
         subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for _ in range(2)
     ]
-    for process in started:
+    for process in processes:
         process.stdin.write("x")
         process.stdin.flush()
-    assert [process.communicate()[0].strip() for process in started] == ["3.0"] * 2
-    assert [process.returncode for process in started] == [0, 0]
+    assert [process.communicate()[0].strip() for process in processes] == ["3.0"] * 2
+    assert [process.returncode for process in processes] == [0, 0]
     files = _files(folder)
     assert files
     assert all(module._read_object_code(path) is not None for path in files)
 
 
-def test_a_folder_that_cannot_be_had_is_said_once_and_nothing_is_kept(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_created_warns_once(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HIBANA_CACHE", str(tmp_path / "file" / "kernels"))
-    _forget()
+    _clear_caches()
     with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*; set HIBANA_CACHE"):
         assert _counts()[1] == 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert _counts()[1] == 3
-    _forget()
+    _clear_caches()
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="folders here have no owner's mode")
@@ -220,13 +220,13 @@ def test_a_folder_that_others_can_write_to_is_not_trusted(folder):
 
 
 @pytest.mark.parametrize("word", ["off", "OFF", "0"])
-def test_nothing_is_kept_if_that_is_wanted(tmp_path, monkeypatch, word):
+def test_the_cache_can_be_switched_off(tmp_path, monkeypatch, word):
     monkeypatch.setenv("HIBANA_CACHE", word)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    _forget()
+    _clear_caches()
     assert _counts()[1] == 3
     assert _files(tmp_path) == []
-    _forget()
+    _clear_caches()
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_another_toolchain_uses_no_old_kernel(folder, monkeypatch, change):
     _counts()
     (before,) = _files(folder)
     change(monkeypatch)
-    _forget()
+    _clear_caches()
     assert _counts()[1] == 3
     _, after = sorted(_files(folder), key=lambda path: path != before)
     assert after.parent != before.parent
@@ -266,7 +266,7 @@ def test_a_process_that_trains_has_one_openmp_runtime():
 def test_every_process_writes_the_same_source():
     cells = "(hb.IFCell, hb.ALIFCell, hb.IzhikevichCell)"
     code = f"import hibana as hb; print(*(hb.explain(c(), code=True) for c in {cells}))"
-    told = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONHASHSEED": seed},
@@ -276,4 +276,4 @@ def test_every_process_writes_the_same_source():
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(told) == 1
+    assert len(outputs) == 1

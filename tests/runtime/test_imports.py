@@ -1,4 +1,4 @@
-"""What `import hibana` loads."""
+"""The modules that `import hibana` loads."""
 
 import json
 import re
@@ -24,34 +24,34 @@ HEAVY = [
 ]
 
 
-def printed(code):
-    """What a process of its own prints."""
+def output_of(code):
+    """Returns the output of `code` in a new process."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-LATER = [
+LAZY = [
     "hibana.network",
     "hibana.spikes",
     "hibana.nn.loss",
     "hibana.runtime.kernels",
     "hibana.compiler.cpu",
 ]
-"""What a first network need not use."""
-OF_A_MATRIX = "hibana.spikes.linear.product"
+"""Modules that a simple network does not need."""
+PRODUCT = "hibana.spikes.linear.product"
 FIRST = f"""
 import json, sys, warnings
 warnings.simplefilter("error")
 import hibana
 warnings.resetwarnings()
 loaded = lambda names: [name for name in names if name in sys.modules]
-seen = {{"heavy": loaded({HEAVY}), "later": loaded({LATER})}}
+seen = {{"heavy": loaded({HEAVY}), "later": loaded({LAZY})}}
 
 import torch
 layer = hibana.Recurrent(hibana.IFCell(), 70)
 y = layer(2 * torch.rand(5, 4, 70)).sum()
-seen["forward"] = loaded(["{OF_A_MATRIX}"])
+seen["forward"] = loaded(["{PRODUCT}"])
 y.backward()
-seen["backward"] = loaded(["{OF_A_MATRIX}"])
+seen["backward"] = loaded(["{PRODUCT}"])
 seen["nowhere"] = [name for name in hibana.__all__ if getattr(hibana, name, None) is None]
 seen["Linear"] = hibana.Linear is hibana.spikes.Linear and "Linear" in dir(hibana)
 print(json.dumps(seen))
@@ -59,21 +59,21 @@ print(json.dumps(seen))
 
 
 @pytest.fixture(scope="module")
-def seen():
-    """What is loaded in a process as its first network is made and run."""
-    return json.loads(printed(FIRST))
+def report():
+    """The modules that a process has loaded before and after it runs its first network."""
+    return json.loads(output_of(FIRST))
 
 
-def test_import_hibana_loads_no_extra_and_no_compiler(seen):
-    assert seen["heavy"] == []
+def test_import_hibana_loads_no_extra_and_no_compiler(report):
+    assert report["heavy"] == []
 
 
-def test_what_a_first_network_need_not_use_is_loaded_when_it_is_touched(seen):
-    assert (seen["later"], seen["nowhere"], seen["Linear"]) == ([], [], True)
+def test_other_modules_are_loaded_on_access(report):
+    assert (report["later"], report["nowhere"], report["Linear"]) == ([], [], True)
 
 
-def test_the_gradient_of_a_matrix_in_a_step_is_added_up_per_spike_though_no_event_layer_was_touched(seen):
-    assert (seen["forward"], seen["backward"]) == ([], [OF_A_MATRIX])
+def test_the_backward_of_a_recurrent_layer_loads_the_event_kernels(report):
+    assert (report["forward"], report["backward"]) == ([], [PRODUCT])
 
 
 def test_a_command_that_does_not_train_loads_no_lightning():
@@ -87,10 +87,10 @@ def test_a_command_that_does_not_train_loads_no_lightning():
         "    found = {'lightning', 'torchmetrics', 'scipy', 'sklearn'} & {*sys.modules}\n"
         "    print(); print('loaded', sorted(found))"
     )
-    assert [line for line in printed(code).splitlines() if line.startswith("loaded")] == ["loaded []"] * 3
+    assert [line for line in output_of(code).splitlines() if line.startswith("loaded")] == ["loaded []"] * 3
 
 
-def test_a_trained_network_is_opened_and_used_without_lightning(tmp_path):
+def test_a_trained_network_is_loaded_and_used_without_lightning(tmp_path):
     pytest.importorskip("lightning", reason="the extra train is not installed")
     from cli.play.test_play import untrained
 
@@ -101,15 +101,15 @@ def test_a_trained_network_is_opened_and_used_without_lightning(tmp_path):
         "print(tuple(model(torch.rand(2, *model.hyper['shape'])).shape))\n"
         "print([name for name in ('lightning', 'torchmetrics') if name in sys.modules])"
     )
-    assert printed(code).splitlines() == ["(2, 10)", "[]"]
+    assert output_of(code).splitlines() == ["(2, 10)", "[]"]
 
 
-def test_the_version_is_said_without_torch():
+def test_the_version_is_printed_without_torch():
     command = [sys.executable, "-X", "importtime", "-m", "hibana", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.search(r"\bhibana$", done.stderr, re.MULTILINE)
-    assert not re.search(r"\btorch$", done.stderr, re.MULTILINE)
-    assert done.stdout == f"{hibana.__version__}\n"
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"\bhibana$", process.stderr, re.MULTILINE)
+    assert not re.search(r"\btorch$", process.stderr, re.MULTILINE)
+    assert process.stdout == f"{hibana.__version__}\n"
 
 
 @pytest.mark.slow
@@ -122,4 +122,4 @@ def test_a_network_is_trained_without_numba():
         "net((torch.rand(3, 100, 1, 14, 14) < 0.1).float()).sum().backward();"
         "print(net[0].module.explain()[:6], net[4].explain()[:6], net[0].module.weight.grad.shape)"
     )
-    assert printed(code).strip() == "events events torch.Size([16, 1, 3, 3])"
+    assert output_of(code).strip() == "events events torch.Size([16, 1, 3, 3])"

@@ -1,4 +1,4 @@
-"""What becomes of a process's memory, seen in one of its own."""
+"""Memory of a process, measured in separate processes."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SEEN = """
+FAULTS = """
 import resource, torch, hibana as hb
 
 def faults(count):
@@ -27,12 +27,12 @@ print(kept, before, faults(4))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
-def test_freed_memory_is_found_again_without_the_kernel():
-    out = subprocess.run([sys.executable, "-c", SEEN], capture_output=True, text=True, check=True).stdout
-    kept, before, after = out.split()
-    if kept == "False":
+def test_freed_memory_is_reused_without_page_faults():
+    out = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    supported, before, after = out.split()
+    if supported == "False":
         pytest.skip("the C library is not glibc")
-    assert int(before) > 1000  # or there is nothing to be seen here
+    assert int(before) > 1000  # else the test measures nothing
     assert int(after) < int(before) / 10
 
 
@@ -61,12 +61,12 @@ print(mark() - before)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read on Linux")
 def test_checkpointed_blocks_take_less_than_half_the_memory():
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # what is freed goes back at once
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # unmaps freed memory
     megabytes = []
     for kind in ("plain", "checkpointed"):
-        given = [sys.executable, "-W", "ignore", "-c", PEAK, kind]
-        done = subprocess.run(given, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
-        megabytes.append(float(done.stdout))
+        command = [sys.executable, "-W", "ignore", "-c", PEAK, kind]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+        megabytes.append(float(run.stdout))
     plain, checkpointed = megabytes
     assert plain > 90
     assert checkpointed < 0.5 * plain

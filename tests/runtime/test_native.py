@@ -1,4 +1,4 @@
-"""Kernels written in Python: what each word of the builder does, and how a kernel is launched by name."""
+"""Kernels written in Python: the operations of the builder, and launching a kernel by argument names."""
 
 import ctypes
 from fractions import Fraction
@@ -69,19 +69,19 @@ UNSIGNED = {
 
 @pytest.mark.parametrize("name", [*BINARY, *UNSIGNED])
 def test_integers(name):
-    written, meant = {**BINARY, **UNSIGNED}[name]
+    emit, compute = {**BINARY, **UNSIGNED}[name]
     sample = [n for n in SAMPLE if n >= 0 or name in BINARY]
 
     @kernel
-    def computed(code: Code, begin: Value, end: Value, *, x: Longs, y: Longs, out: Longs) -> None:
+    def kernel_(code: Code, begin: Value, end: Value, *, x: Longs, y: Longs, out: Longs) -> None:
         with code.loop(begin, end) as i:
-            out[i] = written(x[i], y[i])
+            out[i] = emit(x[i], y[i])
 
     pairs = torch.tensor([(a, b) for a in sample for b in sample])
     out = torch.empty(len(pairs), dtype=torch.int64)
-    computed(len(pairs), x=pairs[:, 0].contiguous(), y=pairs[:, 1].contiguous(), out=out)
-    wanted = [int(meant(a, b)) & (1 << 64) - 1 for a, b in pairs.tolist()]
-    assert [n & (1 << 64) - 1 for n in out.tolist()] == wanted
+    kernel_(len(pairs), x=pairs[:, 0].contiguous(), y=pairs[:, 1].contiguous(), out=out)
+    expected = [int(compute(a, b)) & (1 << 64) - 1 for a, b in pairs.tolist()]
+    assert [n & (1 << 64) - 1 for n in out.tolist()] == expected
 
 
 @kernel
@@ -102,15 +102,15 @@ def test_floats_are_computed_as_torch_does_and_nan_equals_nothing():
     x[4], y[5], x[6] = float("nan"), float("nan"), y[6]
     out, masks = torch.empty(8, 16), torch.empty(5, dtype=torch.int64)
     of_floats(1, x=x, y=y, out=out, masks=masks)
-    wanted = [x + y, x - y, x * y, torch.where(x < y, x, y), (x.double() * y + x).float()]
-    wanted += [torch.cat([x, y])[::2], x[3].expand(16), (x + 1.5) * 0.1]
+    expected = [x + y, x - y, x * y, torch.where(x < y, x, y), (x.double() * y + x).float()]
+    expected += [torch.cat([x, y])[::2], x[3].expand(16), (x + 1.5) * 0.1]
     rounded_once, others = 4, [0, 1, 2, 3, 5, 6, 7]
     for i in others:
-        assert torch.equal(out[i].nan_to_num(7.0), wanted[i].nan_to_num(7.0)), i
-    torch.testing.assert_close(out[rounded_once], wanted[rounded_once], equal_nan=True)
+        assert torch.equal(out[i].nan_to_num(7.0), expected[i].nan_to_num(7.0)), i
+    torch.testing.assert_close(out[rounded_once], expected[rounded_once], equal_nan=True)
     powers = 2 ** torch.arange(16)
-    for found, meant in zip(masks, [x < y, x <= y, x == y, x != y, x == x], strict=True):
-        assert found == (meant * powers).sum()
+    for mask, truth in zip(masks, [x < y, x <= y, x == y, x != y, x == x], strict=True):
+        assert mask == (truth * powers).sum()
 
 
 @kernel
@@ -118,7 +118,7 @@ def chosen(code: Code, begin: Value, end: Value, *, x: Floats, out: Floats, bits
     out.store(x.load(16).compressed(bits.mask(16)))
 
 
-def test_chosen_elements_are_put_together():
+def test_compressed_packs_the_chosen_elements():
     x, out = torch.arange(16.0), torch.empty(16)
     chosen(1, x=x, out=out, bits=0b1000_0010_0001_1001)
     assert out[:5].tolist() == [0, 3, 4, 9, 15]
@@ -135,13 +135,13 @@ class Sizes(Group):
 def copied(
     code: Code, begin: Value, end: Value, *, source: Floats, target: Floats, sizes: Sizes, vector_width: int
 ) -> None:
-    for at, there in code.vectors(sizes.count, vector_width):
-        (target + at).store((source + at * sizes.step).load(vector_width, there), there)
+    for at, mask in code.vectors(sizes.count, vector_width):
+        (target + at).store((source + at * sizes.step).load(vector_width, mask), mask)
 
 
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 63, 500])
 @pytest.mark.parametrize("vector_width", [4, 16, 64])
-def test_vectors_touch_what_is_there_and_no_more(count, vector_width):
+def test_vectors_write_nothing_beyond_the_count(count, vector_width):
     target = torch.full([count + 64], 7.0)
     copied(1, source=torch.arange(count + 0.0), target=target, count=count, step=1, vector_width=vector_width)
     assert target.tolist() == [*range(count), *[7.0] * 64]
@@ -183,7 +183,7 @@ def memory(code: Code, begin: Value, end: Value, *, out: Longs, small: Bytes, co
         out[8] = floats.bytes(8).of(Ints).load().to(LONG)
 
 
-def test_memory_of_its_own_begins_with_lines_and_does_not_overlap():
+def test_scratch_arrays_are_aligned_and_do_not_overlap():
     out, small = torch.empty(9, dtype=torch.int64), torch.empty(1, dtype=torch.uint8)
     memory(1, out=out, small=small, count=33)
     first, second, third, *rest = out.tolist()
@@ -197,7 +197,7 @@ def streamed(code: Code, begin: Value, end: Value, *, out: Floats, absent: Float
     out.store(value.spread(16), align=64, nontemporal=True)
 
 
-def test_a_store_past_the_caches_and_an_address_that_is_not_given():
+def test_nontemporal_stores_and_null_addresses():
     out = torch.empty(16)
     streamed(1, out=out, absent=None)
     assert out.tolist() == [3.0] * 16
@@ -256,16 +256,16 @@ DOUBLED = function("doubled", _doubled, {"x": Doubles})
 
 @kernel
 def calling(code: Code, begin: Value, end: Value, *, out: Doubles, negated: Value) -> None:
-    own = code.array(Doubles, 3)
-    own.store(code.constant(3.0, DOUBLE.of(3)))
-    vector = own.load(3)
-    out[0] = NORM(code, own, code.constant(4.0, DOUBLE))
+    array = code.array(Doubles, 3)
+    array.store(code.constant(3.0, DOUBLE.of(3)))
+    vector = array.load(3)
+    out[0] = NORM(code, array, code.constant(4.0, DOUBLE))
     out[1] = NORM(code, out, code.constant(12.0, DOUBLE))
     DOUBLED.do(code, out)
-    DOUBLED.do(code, own)
-    Function.at_address(Pointer.from_address(negated), Doubles).do(code, own + 1)
-    (out + 2).store(vector.with_lane(1, own[0]))
-    (out + 5).store(own.load(3))
+    DOUBLED.do(code, array)
+    Function.at_address(Pointer.from_address(negated), Doubles).do(code, array + 1)
+    (out + 2).store(vector.with_lane(1, array[0]))
+    (out + 5).store(array.load(3))
 
 
 def test_functions_are_called_by_name_and_by_address():
@@ -289,24 +289,24 @@ def listed(code: Code, begin: Value, end: Value, *, words: Longs, out: Longs) ->
     out[n.value] = -1
 
 
-def test_each_bit_that_is_set_is_met_once_from_the_lowest():
+def test_each_set_bit_is_visited_once_from_the_lowest():
     words, out = torch.tensor([0, 0b1001, -(2**63), 0]), torch.empty(9, dtype=torch.int64)
     listed(4, 8, words=words, out=out)
     assert out[:4].tolist() == [0, 3, 63, -1]
 
 
 def _lines(body, *names) -> list[str]:
-    """Of the function that `body` writes of whole numbers called `names`."""
+    """Lines of the LLVM function of `body`, with 64-bit integer arguments called `names`."""
     return function("written", body, dict.fromkeys(names, LONG)).texts[-1].split("\n")
 
 
-def _between(lines: list[str], said: str, first: str, last: str) -> bool:
-    """Whether the only line that computes `said` lies between those that begin two blocks."""
-    (at,) = [i for i, line in enumerate(lines) if f" = {said}" in line]
-    return lines.index(f"{first}:") < at < lines.index(f"{last}:")
+def _between(lines: list[str], instruction: str, first: str, last: str) -> bool:
+    """Whether the only line with `instruction` lies between the starts of the blocks `first` and `last`."""
+    (index,) = [i for i, line in enumerate(lines) if f" = {instruction}" in line]
+    return lines.index(f"{first}:") < index < lines.index(f"{last}:")
 
 
-def test_what_may_fail_or_may_have_changed_stays_in_its_loop():
+def test_divisions_and_changed_values_stay_in_their_loop():
     def body(code: Code, count: Value, by: Value) -> Value:
         total = code.variable(by)
         with code.loop(0, count):
@@ -341,12 +341,12 @@ def test_loops_within_and_after_loops_and_conditions():
     x = torch.tensor([0, 1, 3, 4, 9, 30])
     out = torch.empty_like(x)
     computed(len(x), x=x, out=out, by=5)
-    for here, found in zip(x.tolist(), out.tolist(), strict=True):
+    for here, result in zip(x.tolist(), out.tolist(), strict=True):
         pairs = [(j, k) for j in range(here) for k in range(j)] if here > 3 else []
         squared = next(n * n for n in range(1, here + 2) if n * n >= here)
-        meant = sum((here * 5) ** 2 + (j ^ 5) + k for j, k in pairs) + 2 * squared
+        expected = sum((here * 5) ** 2 + (j ^ 5) + k for j, k in pairs) + 2 * squared
         bits = [bit for bit in range(64) if here >> bit & 1]
-        assert found == meant + 2 * sum((bit + squared) * 5 for bit in bits)
+        assert result == expected + 2 * sum((bit + squared) * 5 for bit in bits)
 
 
 LOOP = """
@@ -373,28 +373,28 @@ end:
 """
 
 
-def test_what_others_compile_in_this_process_is_as_before() -> None:
-    """A kernel may be compiled without one pass, which LLVM is told for the whole process."""
+def test_code_of_other_libraries_is_compiled_as_before() -> None:
+    """A kernel may be compiled without one pass, an option that LLVM has per process."""
     import llvmlite.binding as llvm
 
-    def others() -> bytes:
+    def compile_loop() -> bytes:
         _, machine = build.host()
         return bytes(machine.emit_object(llvm.parse_assembly(LOOP)))
 
     llvm.set_option("", "-disable-lsr=true")
-    without = others()
+    without = compile_loop()
     llvm.set_option("", "-disable-lsr=false")  # as it was before any kernel was compiled
-    before = others()
+    before = compile_loop()
     assert without != before
     ours = build._compile(LOOP)
-    assert others() == before
+    assert compile_loop() == before
     assert ours != before
     with pytest.raises(RuntimeError):
         build._compile("nonsense")
-    assert others() == before
+    assert compile_loop() == before
 
 
-def test_a_view_whose_memory_holds_the_negatives_of_its_numbers_is_refused():
+def test_a_negated_view_is_refused():
     @kernel
     def first(code: Code, begin: Value, end: Value, *, source: Floats, target: Floats) -> None:
         target[0] = source[0]

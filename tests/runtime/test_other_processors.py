@@ -1,4 +1,4 @@
-"""Kernels as they would be compiled on machines that this is not: Apple's, ARM's, and any under Windows."""
+"""Kernels compiled for other machines: Apple's, ARM's, and Windows."""
 
 import json
 import os
@@ -13,9 +13,9 @@ MACHINES = {
     "cortex-a76": "aarch64-unknown-linux-gnu",
     "x86-64-v3": "x86_64-pc-windows-msvc-elf",  # llvmlite loads ELF on Windows too
 }
-FROM_OUTSIDE = {
+ALLOWED_CALLS = {
     *("malloc", "free", "memcpy", "memset", "bzero", "expf", "exp"),
-    "__chkstk",  # of Windows, where a function takes more than a page of stack
+    "__chkstk",  # on Windows, if a function needs more than a page of stack
 }
 PROGRAM = """
 import json, re, sys
@@ -58,17 +58,17 @@ print(json.dumps(found))
 """
 
 
-def test_kernels_assemble_and_call_nothing_but_the_c_library():
-    done = subprocess.run(
+def test_kernels_assemble_and_call_only_the_c_library():
+    process = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(MACHINES)],
         env={**os.environ, "HIBANA_CACHE": "off"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    for processor, called in json.loads(done.stdout).items():
+    assert process.returncode == 0, process.stderr
+    for processor, called in json.loads(process.stdout).items():
         prefix = "_" if "apple" in MACHINES[processor] else ""
         names = {name.removeprefix(prefix) for name in called}
         assert {"malloc", "free"} <= names, processor
-        assert names <= FROM_OUTSIDE, processor
+        assert names <= ALLOWED_CALLS, processor

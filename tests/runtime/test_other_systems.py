@@ -1,4 +1,4 @@
-"""What differs by operating system, on systems that this is not."""
+"""Behaviour that depends on the operating system, simulated for other systems."""
 
 import ast
 import ctypes
@@ -21,15 +21,15 @@ NAMES = {
 
 @pytest.mark.parametrize("system", NAMES)
 def test_libtorch_is_loaded_by_its_name_on_each_system(system, monkeypatch):
-    asked = []
+    paths = []
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(ctypes, "CDLL", asked.append)
+    monkeypatch.setattr(ctypes, "CDLL", paths.append)
     threads.libtorch.__wrapped__()
-    assert [Path(path) for path in asked] == [Path(torch.__file__).parent / "lib" / NAMES[system]]
+    assert [Path(path) for path in paths] == [Path(torch.__file__).parent / "lib" / NAMES[system]]
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_where_malloc_is_not_glibcs_no_memory_is_kept_and_that_is_said(system, monkeypatch):
+def test_keep_memory_returns_false_without_glibc(system, monkeypatch):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(ctypes, "CDLL", None)  # called, it would raise
     assert hb.keep_memory() is False
@@ -51,7 +51,7 @@ def test_a_c_library_without_mallopt_keeps_no_memory(monkeypatch):
         ("win32", {"LOCALAPPDATA": "local"}, "local/hibana"),
     ],
 )
-def test_kernels_lie_where_the_system_has_its_caches(system, variables, folder, monkeypatch):
+def test_kernels_are_in_the_cache_folder_of_the_system(system, variables, folder, monkeypatch):
     for name in ("HIBANA_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -61,8 +61,8 @@ def test_kernels_lie_where_the_system_has_its_caches(system, variables, folder, 
     assert build.cache_folder() == Path(folder)
 
 
-def _refusing(monkeypatch):
-    """Has a rename fail as it does on Windows where another process has the target open."""
+def _refuse_renames(monkeypatch):
+    """Makes a rename fail as on Windows if another process has opened the target."""
 
     def replace(self, target):
         raise PermissionError(13, "The process cannot access the file", str(target))
@@ -73,21 +73,21 @@ def _refusing(monkeypatch):
 def test_a_kernel_that_another_process_reads_stays_on_windows(tmp_path, monkeypatch):
     path = tmp_path / "a.kernel"
     path.write_bytes(b"theirs")
-    _refusing(monkeypatch)
+    _refuse_renames(monkeypatch)
     build._write_object_code(path, b"ours")
     assert path.read_bytes() == b"theirs"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_may_not_be_written_to_is_an_error_on_windows_too(tmp_path, monkeypatch):
-    _refusing(monkeypatch)
+    _refuse_renames(monkeypatch)
     build._warn_uncached.cache_clear()
     with pytest.warns(RuntimeWarning, match="compiled kernels are not kept"):
         build._write_object_code(tmp_path / "a.kernel", b"ours")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_have_no_owner_where_the_system_has_no_users(tmp_path, monkeypatch):
+def test_permissions_are_not_checked_without_user_ids(tmp_path, monkeypatch):
     tmp_path.chmod(0o777)
     with pytest.raises(PermissionError, match="can be written by others"):
         files.require_private(tmp_path)
@@ -98,8 +98,8 @@ def test_files_have_no_owner_where_the_system_has_no_users(tmp_path, monkeypatch
 SOURCES = sorted(Path(hb.__file__).parent.rglob("*.py"))
 
 
-def test_text_is_written_and_read_as_utf_8_whatever_the_system_takes_it_for():
-    """Windows reads and writes another encoding where none is said."""
+def test_text_is_always_written_and_read_as_utf_8():
+    """Without an argument, Windows reads and writes another encoding."""
     calls = [
         (f"{path.name}:{call.lineno}", {each.arg for each in call.keywords})
         for path in SOURCES
@@ -109,4 +109,4 @@ def test_text_is_written_and_read_as_utf_8_whatever_the_system_takes_it_for():
         and call.func.attr in ("read_text", "write_text")
     ]
     assert calls
-    assert [where for where, said in calls if "encoding" not in said] == []
+    assert [place for place, keywords in calls if "encoding" not in keywords] == []

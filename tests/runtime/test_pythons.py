@@ -1,4 +1,4 @@
-"""What differs between releases and builds of Python: the interpreter's lock, and how processes begin."""
+"""Behaviour that depends on the release of Python: the interpreter's lock, and the start of processes."""
 
 import multiprocessing
 import subprocess
@@ -16,11 +16,11 @@ def _run(folder, code, *arguments):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_without_the_interpreters_lock_hibana_is_refused_and_with_it_imported(tmp_path):
+def test_hibana_needs_the_global_interpreter_lock(tmp_path):
     free = _run(tmp_path, FREE.format(enabled=False))
-    (said,) = [line for line in free.stderr.splitlines() if line.startswith("ImportError")]
-    assert "global interpreter lock, which is off" in said
-    assert "PYTHON_GIL=1" in said
+    (error,) = [line for line in free.stderr.splitlines() if line.startswith("ImportError")]
+    assert "global interpreter lock, which is off" in error
+    assert "PYTHON_GIL=1" in error
     assert free.stdout == ""
     assert _run(tmp_path, FREE.format(enabled=True)).stdout == "imported\n"
 
@@ -73,8 +73,8 @@ if __name__ == "__main__":
 """
 
 
-def test_networks_and_data_go_to_processes_of_a_fork_server(tmp_path):
-    """Python 3.14 begins processes so on Linux, where earlier ones fork."""
+def test_networks_and_data_can_be_sent_to_processes_of_a_fork_server(tmp_path):
+    """Python 3.14 starts processes this way on Linux; earlier releases fork."""
     methods = multiprocessing.get_all_start_methods()
-    done = _run(tmp_path, PROCESSES, "forkserver" if "forkserver" in methods else "spawn")
-    assert done.stdout == "equal\n", done.stderr
+    process = _run(tmp_path, PROCESSES, "forkserver" if "forkserver" in methods else "spawn")
+    assert process.stdout == "equal\n", process.stderr

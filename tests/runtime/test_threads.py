@@ -1,4 +1,4 @@
-"""Networks in several threads at once: each computes what it computes alone."""
+"""Networks in several threads at once: each computes the same as alone."""
 
 import copy
 import sys
@@ -16,39 +16,39 @@ from hibana.runtime.kernels import assemble
 THREADS = 8
 
 
-def at_once(*calls):
-    """What each of `calls` returns, each in a thread of its own, all begun together."""
-    begin = threading.Barrier(len(calls))
-    found = [None] * len(calls)
+def in_threads(*calls):
+    """Returns the results of `calls`, each run in a separate thread, all started at the same time."""
+    barrier = threading.Barrier(len(calls))
+    results = [None] * len(calls)
 
-    def go(i):
-        begin.wait()
+    def run(i):
+        barrier.wait()
         try:
-            found[i] = calls[i]()
+            results[i] = calls[i]()
         except BaseException as error:
-            found[i] = error
+            results[i] = error
 
-    threads = [threading.Thread(target=go, args=[i]) for i in range(len(calls))]
+    threads = [threading.Thread(target=run, args=[i]) for i in range(len(calls))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for value in found:
+    for value in results:
         if isinstance(value, BaseException):
             raise value
-    return found
+    return results
 
 
 def test_threads_that_ask_for_a_kernel_at_once_share_one():
     source = "define void @alone(i64 %begin, i64 %end, i64* %args) {\n  ret void\n}\n"
-    (first, *rest) = at_once(*[lambda: assemble(source, "alone")] * THREADS)
+    (first, *rest) = in_threads(*[lambda: assemble(source, "alone")] * THREADS)
     assert all(kernel is first for kernel in rest)
 
 
 @pytest.mark.parametrize("additions", range(3))
 def test_the_first_calls_of_a_cell_may_come_from_several_threads(additions):
     class Fresh(hb.Cell):
-        """Of a structure that nothing has compiled before."""
+        """A cell with a structure that nothing has compiled before."""
 
         def forward(self, input_, v_previous, s_previous):
             v = 0.75 * v_previous * (1 - s_previous) + input_
@@ -67,13 +67,13 @@ def test_the_first_calls_of_a_cell_may_come_from_several_threads(additions):
     expected = x.clone().requires_grad_()
     outputs, _ = hb.unroll(cell, expected, backend="reference")
     outputs.sum().backward()
-    for found, grad in at_once(*[step] * THREADS):
-        assert torch.equal(found, outputs)
+    for outputs_, grad in in_threads(*[step] * THREADS):
+        assert torch.equal(outputs_, outputs)
         torch.testing.assert_close(grad, expected.grad)
 
 
 def _training_step(net, x):
-    """The outputs of one pass and the gradients of what it learns."""
+    """The outputs of one pass and the gradients of the parameters."""
     net.zero_grad()
     outputs = net(x)
     outputs.square().sum().backward()
@@ -88,21 +88,21 @@ def _networks(count):
 
 
 def test_independent_networks_in_threads_share_nothing_that_a_run_changes():
-    """Alike, so that they share their programs; with tensors, so that these compute what they pass on."""
+    """The networks are alike, so they share programs; their tensors differ."""
     nets = list(_networks(4))
     x = torch.rand(5, 2, 5)
     expected = [_training_step(net, x) for net in nets]
 
-    def again(net, alone):
+    def repeat(net, targets):
         for _ in range(150):
-            for value, wanted in zip(_training_step(net, x), alone, strict=True):
-                assert torch.equal(value, wanted)
+            for value, target in zip(_training_step(net, x), targets, strict=True):
+                assert torch.equal(value, target)
 
-    at_once(*(lambda net=n, alone=e: again(net, alone) for n, e in zip(nets, expected, strict=True)))
+    in_threads(*(lambda net=n, targets=e: repeat(net, targets) for n, e in zip(nets, expected, strict=True)))
 
 
 class Waiting(hb.Cell):
-    """Calls ``torch.relu``, at which the test has a trace wait."""
+    """Calls ``torch.relu``; the test makes its trace wait there."""
 
     def __init__(self):
         super().__init__()
@@ -115,7 +115,7 @@ class Waiting(hb.Cell):
         return v, hb.surrogate.Step()(v - 1)
 
 
-def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread(monkeypatch):
+def test_no_other_thread_sees_the_placeholders_of_a_trace(monkeypatch):
     reached, go_on, recorded = threading.Event(), threading.Event(), recorder._Recorder._recorded
 
     def waiting(self, func, args, kwargs):
@@ -128,8 +128,8 @@ def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread(
     cell, x = Waiting(), 4 * torch.rand(6, 3)
     expected, _ = hb.unroll(cell, x, backend="reference")
     assert 0 < expected.mean() < 1
-    found = []
-    tracing = threading.Thread(target=lambda: found.append(hb.unroll(cell, x, backend="cpu")[0]))
+    outputs = []
+    tracing = threading.Thread(target=lambda: outputs.append(hb.unroll(cell, x, backend="cpu")[0]))
     tracing.start()
     try:
         assert reached.wait(60)
@@ -137,12 +137,12 @@ def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread(
     finally:
         go_on.set()
         tracing.join()
-    assert torch.equal(found[0], expected)
+    assert torch.equal(outputs[0], expected)
 
 
-def test_a_cell_is_looked_at_while_another_thread_sets_an_attribute():
+def test_a_cell_may_be_inspected_while_another_thread_sets_an_attribute():
     cell, ended = hb.IFCell(), threading.Event()
-    cell.__dict__.update({f"_{i}": i for i in range(2000)})  # as a long look at a cell of few
+    cell.__dict__.update({f"_{i}": i for i in range(2000)})  # makes an inspection take long
 
     def change():
         while not ended.is_set():
@@ -151,7 +151,7 @@ def test_a_cell_is_looked_at_while_another_thread_sets_an_attribute():
             cell.__dict__.pop("other")
             sum(range(100))
 
-    def look():
+    def inspect():
         try:
             for _ in range(300):
                 dependencies_of(cell)
@@ -162,6 +162,6 @@ def test_a_cell_is_looked_at_while_another_thread_sets_an_attribute():
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        at_once(look, change)
+        in_threads(inspect, change)
     finally:
         sys.setswitchinterval(before)
