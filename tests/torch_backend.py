@@ -1,4 +1,4 @@
-"""A backend of one's own, as docs/extending.md describes it: a step's graph, evaluated in PyTorch."""
+"""A user-defined backend as in docs/extending.md: it evaluates a step's graph in PyTorch."""
 
 import torch
 from torch.nn.functional import pad
@@ -11,7 +11,7 @@ from hibana.compiler.memory_layout import unpack_bits
 
 
 class TorchKernels(Kernels):
-    """Each operation of a step in PyTorch."""
+    """Evaluates each operation of a step in PyTorch."""
 
     about = "torch: each operation of the step, at each step"
 
@@ -21,8 +21,8 @@ class TorchKernels(Kernels):
     def source(self, direction):
         return f"{direction}: see {__name__}"
 
-    def forward(self, given):
-        inputs, first, parameters, plan, ends, *_ = given
+    def forward(self, arguments):
+        inputs, first, parameters, plan, returns_last, *_ = arguments
         names, zeros = self.step.states, torch.zeros_like(inputs[0])
         state = dict(zip(names, (zeros if t is None else t for t in first), strict=True))
         stores = forward_pass(self.step, plan)
@@ -33,23 +33,23 @@ class TorchKernels(Kernels):
             state = {name: new[name] for name in names}
             emitted.append(state[names[-1]])
             for name, steps in residuals.items():
-                steps.append(_packed(new[name]) if new[name].dtype == torch.bool else new[name])
-        last = [state[name] for name in names[:-1]] if ends else []
+                steps.append(_pack(new[name]) if new[name].dtype == torch.bool else new[name])
+        last = [state[name] for name in names[:-1]] if returns_last else []
         return torch.stack(emitted), last, [torch.stack(steps) for steps in residuals.values()]
 
-    def backward(self, given):
-        plan, inputs, parameters = self.plan, given.inputs, given.parameters
-        names, one = self.step.states, given.shape[1:]
-        zeros = torch.zeros(one, dtype=self.dtype)
-        before = before_pass(self.step, plan)
-        stores = backward_pass(self.step, plan, wants_input=given.wants_input)
+    def backward(self, arguments):
+        plan, inputs, parameters = self.plan, arguments.inputs, arguments.parameters
+        names, neurons = self.step.states, arguments.shape[1:]
+        zeros = torch.zeros(neurons, dtype=self.dtype)
+        earlier = before_pass(self.step, plan)
+        stores = backward_pass(self.step, plan, wants_input=arguments.wants_input)
         places = [i for i, value in enumerate(plan.residuals) if value.op != "input"]
-        residuals = [self._read(t, one) if t.dtype == torch.uint8 else t for t in given.residuals]
-        grads = {f"{n}_grad": g for n, g in zip(names, [*given.last_grads, None], strict=True)}
-        left = {name: zeros if g is None else g for name, g in grads.items()}
-        left |= {name: zeros for name in stores if name.startswith("sum")}
-        to_input = torch.zeros(given.shape, dtype=self.dtype)
-        for t in reversed(range(given.shape[0])):
+        residuals = [self._read(t, neurons) if t.dtype == torch.uint8 else t for t in arguments.residuals]
+        grads = {f"{n}_grad": g for n, g in zip(names, [*arguments.last_grads, None], strict=True)}
+        carried = {name: zeros if g is None else g for name, g in grads.items()}
+        carried |= {name: zeros for name in stores if name.startswith("sum")}
+        to_input = torch.zeros(arguments.shape, dtype=self.dtype)
+        for t in reversed(range(arguments.shape[0])):
             leaves = self._shared(parameters) | {
                 f"residual{i}": k[t] for i, k in zip(places, residuals, strict=True)
             }
@@ -57,17 +57,17 @@ class TorchKernels(Kernels):
             if t:
                 leaves |= {f"residual{i}_earlier": k[t - 1] for i, k in zip(places, residuals, strict=True)}
                 leaves["x_earlier"] = None if inputs is None else inputs[t - 1]
-                leaves |= self._values(before, leaves, zeros)
+                leaves |= self._values(earlier, leaves, zeros)
             else:
-                begun = (zeros if f is None else f for f in given.first)
-                leaves |= {f"{n}_before": f for n, f in zip(names, begun, strict=True)}
-            leaves["emitted_grad"] = zeros if given.grad_outputs is None else given.grad_outputs[t]
-            new = self._values(stores, leaves | left, zeros)
+                initial = (zeros if f is None else f for f in arguments.first)
+                leaves |= {f"{n}_before": f for n, f in zip(names, initial, strict=True)}
+            leaves["emitted_grad"] = zeros if arguments.grad_outputs is None else arguments.grad_outputs[t]
+            new = self._values(stores, leaves | carried, zeros)
             to_input[t] = new.get("x_grad", zeros)
-            left |= {name: value for name, value in new.items() if name in left}
-        sums = [left[f"sum{i}"] for i in range(len(self.step.grad_sums))]
-        first_grads = [left[f"{n}_grad"] if given.wants_first else None for n in names]
-        return to_input if given.wants_input else None, first_grads, sums
+            carried |= {name: value for name, value in new.items() if name in carried}
+        sums = [carried[f"sum{i}"] for i in range(len(self.step.grad_sums))]
+        first_grads = [carried[f"{n}_grad"] if arguments.wants_first else None for n in names]
+        return to_input if arguments.wants_input else None, first_grads, sums
 
     def _read(self, bits, one):
         return unpack_bits(bits, one.numel()).view(-1, *one).bool()
@@ -82,7 +82,7 @@ class TorchKernels(Kernels):
 
 
 class Neurons(Eager):
-    """Tensors of all neurons, given those of the leaves by name."""
+    """Evaluates values for all neurons from tensors of the leaves by name."""
 
     def __init__(self, leaves, shape, dtype):
         super().__init__(dtype)
@@ -95,8 +95,8 @@ class Neurons(Eager):
         return self.leaves[value.data].expand(self.shape)
 
 
-def _packed(truths):
-    """``[...]`` truth values as bytes of bits, lowest first."""
+def _pack(truths):
+    """Packs truth values ``[...]`` into bytes, the lowest bit first."""
     flat = truths.flatten()
     octets = pad(flat, (0, -flat.numel() % 8)).view(-1, 8).to(torch.uint8)
     return (octets << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
