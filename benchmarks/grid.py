@@ -49,7 +49,7 @@ def _sizes() -> dict[str, _Size]:
                 name = f"{channels} at {pixels}x{pixels}, {kernel}x{kernel}" + ("/2" if stride == 2 else "")
                 layer = partial(nn.Conv2d, channels, channels, kernel, stride, kernel // 2)
                 key = f"conv/{channels}c{kernel}s{stride}-{pixels}"
-                # elsewhere torch 2.13 writes beyond its memory in the backward
+                # the backward of torch 2.13 writes beyond its memory for few channels and these kernels
                 can_train = channels >= 16 or (kernel, stride) != (1, 2)
                 sizes[key] = _Size(name, layer, (channels, pixels, pixels), can_train)
     return sizes

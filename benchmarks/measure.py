@@ -104,7 +104,7 @@ def _process_seconds() -> float:
 
 
 def peak_above_baseline(call: Callable[[], object]) -> dict[str, float]:
-    """Peak memory of this process during two calls minus its memory before them, and the latter, in MB.
+    """Megabytes of this process: the peak during two calls above the memory before them, and that memory.
 
     Use it in a new process, see :func:`in_process`. On Linux the peak is reset before the calls. On other
     systems the baseline is the highest peak so far.

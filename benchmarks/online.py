@@ -23,7 +23,7 @@ __all__ = ["jobs", "peak", "section"]
 
 BATCH, INPUTS, NEURONS, CLASSES, STEPS = 64, 700, 256, 20, 100
 INPUT_RATE, RATE = 0.04, 0.05
-"""Spikes per step of an input, and of a neuron; the weights are scaled to reach the latter."""
+"""Spikes per step of an input, and of a neuron; the weights are scaled to reach the neuron's rate."""
 RULES = ("d-rtrl", "e-prop", "ottt", "pp-prop")
 LONG_SEQUENCE = 10_000
 """Steps of the long sequence whose memory is measured."""

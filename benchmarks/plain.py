@@ -220,7 +220,7 @@ def _measure_network(name: str, budget: float, min_rounds: int) -> list[Row]:
 
 
 def _output_differences(nets: dict[str, nn.Module], inputs: Tensor) -> dict[str, float]:
-    """Mean absolute difference of the outputs from the unchanged network's, relative to the latter's mean."""
+    """Mean absolute difference of the outputs from the unchanged network's, as a fraction of its mean."""
     with torch.no_grad():
         outputs = {contender: net(inputs) for contender, net in nets.items()}
     expected = outputs["as written"]
