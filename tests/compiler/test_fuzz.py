@@ -61,7 +61,7 @@ def test_random_large_layers_are_torchs(layer):
 @pytest.mark.parametrize(
     ("number", "network"),
     [
-        (1, deep.Deep(("Conv",), still=True)),
+        (1, deep.Deep(("Conv",), constant_image=True)),
         (1, deep.Deep(("Conv", "Block", "Conv"), neurons="LIF, Triangle")),
         (1, deep.Deep(("Conv", "MaxPool", "Conv"), phases=("evaluation", "training"))),
     ],
