@@ -96,11 +96,13 @@ if is_restarted and os.environ["RANK"] == "1":
 strategy = run._Processes(timeout=run.TIMEOUT)
 trainer = lightning.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False)
 trainer.strategy.setup_environment()
+trainer.strategy.setup_environment()  # as fit and test do
 distributed.barrier()
 os._exit(0 if is_restarted else 1)
 """
 
 
+@pytest.mark.slow
 def test_restarted_processes_connect_to_each_other(tmp_path):
     (tmp_path / "restarted.py").write_text(RESTARTED)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]

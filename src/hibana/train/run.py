@@ -280,7 +280,8 @@ class _Processes(DDPStrategy):
 
     def setup_environment(self) -> None:
         """Connects the processes before Lightning does; Lightning leaves an existing group as it is."""
-        if is_torchrun() and os.environ["GROUP_WORLD_SIZE"] == "1":
+        on_one_machine = is_torchrun() and os.environ["GROUP_WORLD_SIZE"] == "1"
+        if on_one_machine and not distributed.is_initialized():  # the test at the end calls this again
             from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
             store, rank, processes = next(rendezvous("env://", timeout=TIMEOUT))
