@@ -21,7 +21,7 @@ from typing import Any
 from hibana.runtime import files
 
 COMPILING = threading.RLock()
-"""Held while a thread compiles, links or loads native code."""
+"""Held while a thread records a step, or compiles, links or loads native code."""
 if hasattr(os, "register_at_fork"):  # otherwise a forked child could inherit a locked lock
     os.register_at_fork(
         before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release

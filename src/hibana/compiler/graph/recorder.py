@@ -16,6 +16,7 @@ from hibana.cells.base import check_states
 from hibana.compiler.draws import Drawing, poisson
 from hibana.compiler.graph.ops import Unsupported
 from hibana.runtime import torch_internals
+from hibana.runtime.kernels import COMPILING
 from hibana.runtime.torch_internals import TorchDispatchMode, tree_map
 
 
@@ -43,7 +44,9 @@ def joint_graph(
     grads = [placeholder(one_step, False) for _ in range(count)]
     inputs = [input_, *state, *(value for value in cell_tensors.values() if value.requires_grad)]
     try:
-        with recorder, torch.enable_grad():
+        # A mode restores flags of the process. If two threads left their modes in the order in which they
+        # entered them, the flags would stay set, and torch.compile of torch 2.10 would compile nothing more.
+        with COMPILING, recorder, torch.enable_grad():
             with _RecordedDraws(recorder), reads:
                 nexts = torch.func.functional_call(cell, cell_tensors, (input_, *state), tie_weights=False)
             _check_shapes(cell, nexts, shape)
