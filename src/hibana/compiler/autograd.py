@@ -31,8 +31,7 @@ class RunSpecification(NamedTuple):
     initial_count: int = 0
     """The number of initial states: all states, or 0 for a run from zeros."""
     prepared: Prepared | None = None
-    """Kernels bound to all of this, for a small run with a gradient, from zeros, of a cell without
-    tensors."""
+    """Kernels bound to all of this, for a run from zeros of a cell without tensors."""
 
 
 def run(
@@ -62,9 +61,9 @@ def run(
     if not (steps_contiguous(inputs) if is_in_order else fills_memory(inputs[0])):
         inputs, key = inputs.contiguous(), None
     spec = RunSpecification(kernels, inputs.shape, inputs.stride()[1:], wants_last, len(initial))
-    needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
-    if needs_gradient and not (initial or cell_tensors) and inputs.is_contiguous():
-        spec = spec._replace(prepared=kernels.prepare(kernels.plan, inputs.shape, wants_last))
+    if not (initial or cell_tensors) and inputs.is_contiguous():
+        plan = kernels.plan if torch.is_grad_enabled() and inputs.requires_grad else None
+        spec = spec._replace(prepared=kernels.prepare(plan, inputs.shape, wants_last))
     if key is not None:
         programs.remember(cell, key, spec)
     return run_specification(spec, inputs, (*initial, *cell_tensors))
@@ -83,6 +82,8 @@ def run_specification(
         outputs, *last = _apply(spec, inputs, *tensors)
         _attach_region(outputs)
         return outputs, last
+    if spec.prepared is not None:
+        return spec.prepared.forward(inputs)[:2]
     outputs, last, _ = spec.kernels.forward(_arguments(spec, inputs, tensors, None))
     return outputs, last
 
@@ -206,7 +207,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         inputs,
         first,
         parameters,
-        tuple(saved),
+        [residual.contiguous() for residual in saved],
         grad_outputs,
         grads,
         wants_input=needs_grad[0],

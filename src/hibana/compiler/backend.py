@@ -75,8 +75,9 @@ class Prepared(NamedTuple):
 
     forward: Callable[[Tensor], tuple[Tensor, list[Tensor], list[Tensor]]]
     """From contiguous inputs to the result of :meth:`Kernels.forward`."""
-    backward: Callable[[Sequence[Tensor], Tensor], Tensor]
-    """From the residuals and the contiguous gradient of the outputs to the gradient of the inputs.
+    backward: Callable[[Sequence[Tensor], Tensor], Tensor] | None
+    """From the residuals and the contiguous gradient of the outputs to the gradient of the inputs; None for a
+    forward without residuals.
 
     Inputs that are a residual come first. The last states have no gradient."""
 
@@ -131,7 +132,7 @@ class Kernels(ABC):
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the initial states, and of parameters, summed over time."""
 
-    def prepare(self, plan: Plan, shape: torch.Size, wants_last: bool) -> Prepared | None:
+    def prepare(self, plan: Plan | None, shape: torch.Size, wants_last: bool) -> Prepared | None:
         """Kernels bound to one `shape` of sequences and the stored values of `plan`; None if no faster."""
         return None
 

@@ -34,9 +34,6 @@ NONTEMPORAL_FROM = 8 << 20
 """Bytes of a sequence from which it is written by non-temporal stores: the last-level cache would keep little
 of it until it is read."""
 
-PREPARED_UP_TO = 64 << 10
-"""Maximum bytes of a sequence whose calls are prepared: in a longer call this saves little."""
-
 
 class StepCall(NamedTuple):
     """A call of a compiled forward kernel for one step, ``kernel(0, pieces, arguments)``."""
@@ -200,31 +197,37 @@ class CpuKernels(NamedKernels):
         packed = torch.frombuffer(bytearray(block), dtype=torch.uint8)
         return StepCall(launch.address, launch.pieces, packed, arguments)
 
-    def prepare(self, plan: Plan, shape: torch.Size, wants_last: bool) -> Prepared | None:
+    def prepare(self, plan: Plan | None, shape: torch.Size, wants_last: bool) -> Prepared | None:
         """Kernels bound to all arguments but the tensors' addresses, which saves time in short calls.
 
-        None for long sequences, and for steps with parameters, matrices or random numbers.
+        None for steps with parameters, matrices or random numbers.
         """
-        step = self.step
-        if step.arguments or step.draws or shape.numel() * self.size > PREPARED_UP_TO:
+        if self.step.arguments or self.step.draws:
             return None
-        empty_like, last_count = torch.empty_like, (len(step.states) - 1) * wants_last
-        layouts = [(shape[1:], self.dtype)] * last_count + self.residual_shapes(shape[0], shape[1:])
+        empty_like, last_count = torch.empty_like, (len(self.step.states) - 1) * wants_last
+        residuals = self.residual_shapes(shape[0], shape[1:]) if plan else []
+        layouts = [(tuple(shape[1:]), self.dtype)] * last_count + residuals
         templates = [torch.empty(size, dtype=dtype, device="cpu") for size, dtype in layouts]
-        names = ("input", "outputs", *self._last_names[:last_count], *plan.names)
+        for template in templates:
+            template.untyped_storage().resize_(0)  # their shapes and dtypes are needed, not their memory
+        names = ("input", "outputs", *self._last_names[:last_count], *(plan.names if plan else ()))
         run_forward = self._prepared("forward", plan, shape, names)
-        saved_names = (*["input"] * plan.reads_input, *plan.names)
-        run_backward = self._prepared("backward", True, shape, ("grad_outputs", "grad_input", *saved_names))
 
         def forward(inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
             """The outputs, the last states, and the residuals."""
-            outputs, results = empty_like(inputs), [empty_like(template) for template in templates]
+            outputs, results = unaliased(inputs), [empty_like(template) for template in templates]
             run_forward([tensor.data_ptr() for tensor in (inputs, outputs, *results)])
             return outputs, results[:last_count], results[last_count:]
 
+        if plan is None:
+            return Prepared(forward, None)
+        saved_names = (*["input"] * plan.reads_input, *plan.names)
+        run_backward = self._prepared("backward", True, shape, ("grad_outputs", "grad_input", *saved_names))
+
         def backward(saved: Sequence[Tensor], grad_outputs: Tensor) -> Tensor:
             """The gradient of the inputs."""
-            grad_input = empty_like(grad_outputs)
+            grad_input = unaliased(grad_outputs)
+            saved = [tensor.contiguous() for tensor in saved]  # a hook may have returned others
             run_backward([tensor.data_ptr() for tensor in (grad_outputs, grad_input, *saved)])
             return grad_input
 

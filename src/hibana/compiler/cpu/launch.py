@@ -96,5 +96,5 @@ def unaliased(read: Tensor, may_offset: bool = True) -> Tensor:
         return torch.empty_strided(read.shape, strides, dtype=dtype, device="cpu")
     buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device="cpu")
     shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
-    buffer.set_(buffer.untyped_storage(), shift // dtype.itemsize, read.shape, strides)
+    buffer.as_strided_(read.shape, strides, shift // dtype.itemsize)
     return buffer.data  # a tensor whose version counter is 0
