@@ -162,6 +162,14 @@ def compresses() -> bool:
     return bool(llvm.get_host_cpu_features().get("avx512vbmi2"))
 
 
+@cache
+def is_zen() -> bool:
+    """Whether the processor is one of AMD's, on which MKL does not use its fastest kernels."""
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_name().startswith("znver"))
+
+
 def cache_folder() -> Path | None:
     """The folder of compiled kernels: ``HIBANA_CACHE``, or the user's cache folder; None if off.
 

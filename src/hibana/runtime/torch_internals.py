@@ -120,3 +120,7 @@ def scan(*args: Any, **kwargs: Any) -> Any:
     from torch._higher_order_ops.scan import scan as higher_order_scan
 
     return higher_order_scan(*args, **kwargs)
+
+
+onednn_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+"""``input W^T + bias`` of float32 matrices by oneDNN, or None. Public: ``torch.addmm``, which calls MKL."""

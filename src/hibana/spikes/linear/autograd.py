@@ -90,13 +90,8 @@ class Product:
 
     def dense(self, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output by torch, no view."""
-        rows, outputs = numbers.reshape(-1, self.row_length), self.key.outputs
-        out = torch.empty(*self.shape[:-1], outputs, dtype=torch.float32, device="cpu")
-        if bias is None:
-            torch.mm(rows, weight.T, out=out.view(-1, outputs))
-        else:
-            torch.addmm(bias, rows, weight.T, out=out.view(-1, outputs))
-        return out
+        out = linear.dense(numbers.reshape(-1, self.row_length), weight, bias)
+        return out.view(*self.shape[:-1], -1).detach()
 
     def dense_gradients(
         self, numbers: Tensor | None, weight: Tensor, rows: Tensor, needed: tuple[bool, bool]
@@ -107,10 +102,10 @@ class Product:
         """
         to_input = to_weight = None
         if needed[0]:
-            to_input = rows.view(*self.shape[:-1], -1) @ weight
+            to_input = linear.dense(rows, weight.T).view(self.shape)
         if needed[1]:
             assert numbers is not None
-            to_weight = rows.T @ numbers.reshape(-1, self.row_length)
+            to_weight = linear.dense(rows.T, numbers.reshape(-1, self.row_length).T)
         return to_input, to_weight
 
     def constant_input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor | None:
