@@ -16,7 +16,6 @@ from hibana.cells.base import check_states
 from hibana.compiler.draws import Drawing, poisson
 from hibana.compiler.graph.ops import Unsupported
 from hibana.runtime import torch_internals
-from hibana.runtime.kernels import COMPILING
 from hibana.runtime.torch_internals import TorchDispatchMode, tree_map
 
 
@@ -29,6 +28,7 @@ def joint_graph(
     outputs are the next states, and the gradients of all differentiable placeholders, or None. Raises
     Unsupported if the step raises an error, or does something that a trace cannot record.
     """
+    from hibana.runtime.kernels import COMPILING  # only here, so that `import hibana` does not load it
 
     def placeholder(like: Tensor, differentiable: bool) -> Tensor:
         """Zeros with the shape and dtype of `like`, recorded as an input of the graph."""
