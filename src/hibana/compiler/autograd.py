@@ -61,10 +61,10 @@ def run(
     if not (steps_contiguous(inputs) if is_in_order else fills_memory(inputs[0])):
         inputs, key = inputs.contiguous(), None
     spec = RunSpecification(kernels, inputs.shape, inputs.stride()[1:], wants_last, len(initial))
-    if not (initial or cell_tensors) and inputs.is_contiguous():
-        plan = kernels.plan if torch.is_grad_enabled() and inputs.requires_grad else None
-        spec = spec._replace(prepared=kernels.prepare(plan, inputs.shape, wants_last))
     if key is not None:
+        if not (initial or cell_tensors) and inputs.is_contiguous():
+            plan = kernels.plan if torch.is_grad_enabled() and inputs.requires_grad else None
+            spec = spec._replace(prepared=kernels.prepare(plan, inputs.shape, wants_last))
         programs.remember(cell, key, spec)
     return run_specification(spec, inputs, (*initial, *cell_tensors))
 

@@ -33,8 +33,8 @@ def explain(
         shape: the shape of one step of input; by default a shape that the cell's tensors broadcast to. Or the
             inputs ``[T, batch, ...]`` of a network: two calls with them, without gradients, add columns for
             the shapes, the share of values that are not zero, and each layer's share of the second call's
-            time. The network's buffers are restored. :func:`hibana.check` looks for NaN, silent layers and
-            the like.
+            time. The network's buffers are restored. :func:`hibana.check` looks for NaN, lost gradients
+            and the like.
         dtype: the dtype of the input.
         backend: ``"cpu"`` or ``"triton"``.
         code: whether to append the generated code, once per cell.

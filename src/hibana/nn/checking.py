@@ -246,7 +246,7 @@ class NetworkCheck:
 LEAST_NUMBERS = 1 << 20
 """Numbers in a layer's input, over all steps, with which a call takes milliseconds."""
 LEAST_STEPS = 4
-"""Minimum steps for a layer to be reported as silent: networks train on 4 and more."""
+"""Minimum steps for a layer to be reported: networks train on 4 and more."""
 
 
 def _gradient_hint(call: _NeuronCall, grads: dict[int, Tensor | None]) -> str | None:

@@ -29,8 +29,8 @@ class DelayedLinear(Weighted, Delayed):
     Weights and delays are learned together. In training a synapse is a kernel over time, ``W_oi κ(d_oi)``
     (see `sigma`), and each spike adds rows of weights, as in :class:`hibana.Window`. In evaluation delays are
     rounded to integers. A spike then takes one addition per synapse, or two with a `sigma` of 0 in training,
-    forward and backward, for delays of any length. The state in :func:`hibana.run` is the last `max_delay`
-    steps of the input.
+    forward and backward, from a `max_delay` of 8 or 16 on. The state in :func:`hibana.run` is the last
+    `max_delay` steps of the input.
 
     Args:
         in_features: number of neurons before the synapses.

@@ -29,9 +29,9 @@ MOST_PACKED = 4096
 class MaxPool2d(nn.MaxPool2d):
     """``torch.nn.MaxPool2d``, which pools spikes as bits and keeps the mask of their gradient.
 
-    Channels-last spikes are pooled as bits if windows have no overlap, padding or dilation. One byte is saved
-    per output: the index of the selected pixel. If the spikes were emitted with the surrogate ``Step``, the
-    gradient is restricted to them. Torch computes all other calls.
+    Channels-last spikes of a multiple of 16 channels are pooled as bits, in windows up to 4x4 without
+    overlap, padding and dilation. One byte is saved per output: the index of the selected pixel. The gradient
+    of spikes emitted with the surrogate ``Step`` is restricted to them. Torch computes all other calls.
 
     >>> import torch, hibana as hb
     >>> hb.events.MaxPool2d(2)(torch.ones(1, 8, 6, 6)).shape
@@ -54,7 +54,7 @@ class MaxPool2d(nn.MaxPool2d):
             if bits is not None:
                 self.__dict__["_reason"] = "events: the first spike of each window"
                 return _pool_bits(input, window, bits, provenance)
-        self.__dict__["_reason"] = "torch's: not channels-last spikes, or windows overlap"
+        self.__dict__["_reason"] = "torch's: not channels-last spikes, or windows or channels do not fit"
         out: Tensor = super().forward(input)
         return out
 

@@ -175,8 +175,8 @@ class Conv2d(_SpikeConvolution, nn.Conv2d):
     output, ``[N, channels, height, width]``, is channels last in memory, which makes torch's own convolution,
     normalization and pooling several times faster too. Torch multiplies densely: an input of neither spikes
     nor small whole numbers, groups, and the calls that :class:`hibana.Linear` passes to torch. Torch also
-    computes the input gradient, unless it is needed only where the derivative of the emitting layer's
-    surrogate is not zero.
+    computes the input gradient, unless, at stride 1, it is needed only where the derivative of the emitting
+    layer's surrogate is not zero.
 
     `mode` is as in :class:`hibana.Linear`.
 
