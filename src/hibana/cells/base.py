@@ -28,7 +28,7 @@ class CellCache:
 
 
 class Cell(nn.Module):
-    """One step of a neuron: ``forward(input_, *state) -> state``, pointwise, the output state last.
+    """One step of a neuron: ``forward(input_, *state) -> state``, the output state last.
 
     Hyperparameters are attributes: floats, tensors that broadcast against one step of input, or
     ``nn.Parameter``s. A tensor that is assigned becomes a buffer, so it moves with the module.

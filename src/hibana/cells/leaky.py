@@ -117,7 +117,7 @@ class PLIFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"``.
-        learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
+        learn: names of values to make parameters of, such as ``"threshold"``; a tensor is one per neuron.
 
     Source: Fang et al. (2021), *Incorporating learnable membrane time constant to enhance learning of
     spiking neural networks*.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
+from hibana.compiler import backend as backends
 from hibana.compiler.equations import REFERENCE, Report, explain_cell
 from hibana.compiler.torch_layers import ORIGINAL_CLASS, add_hint
 
@@ -40,7 +41,7 @@ def explain(
         code: whether to append the generated code, once per cell.
 
     Raises:
-        ValueError: if `module` contains no cell and no layer that works per spike.
+        ValueError: if `module` contains no cell and no layer that works per spike, or `backend` is another.
 
     >>> import torch, hibana as hb
     >>> print(hb.explain(hb.IFCell(detach_reset=True)))  # doctest: +ELLIPSIS
@@ -58,6 +59,8 @@ def explain(
     0      Linear  [5, 1, 2]  [5, 1, 4]  100% -> 100% ...
     1      IF      [5, 1, 4]  [5, 1, 4]  100% -> ...
     """
+    if backend not in (choices := backends.names()[2:]):
+        raise ValueError(f"backend must be one of {', '.join(choices)}; got {backend!r}")
     inputs = shape if isinstance(shape, Tensor) else None
     calls = {} if inputs is None else _record_calls(module, inputs)
     reports = dict(_reports(module, None if isinstance(shape, Tensor) else shape, dtype, backend))

@@ -130,8 +130,8 @@ class Rewiring:
 class DeepR(Rewiring):
     """DEEP R: a synapse is removed when its weight changes its sign, and a random synapse is added.
 
-        theta = |w| - lr l1 + sqrt(2 lr temperature) noise       after the optimizer's step
-        theta < 0, or w of the other sign than before the optimizer's step: the synapse is removed
+        theta = sign w - lr l1 + sqrt(2 lr temperature) noise      with w after the optimizer's step
+        theta < 0: the synapse is removed                          sign: of w before the optimizer's step
 
     Each synapse has a fixed sign, drawn at random for a new synapse. New synapses have the weight zero, and
     are drawn uniformly among all pairs of neurons without a synapse. The sign bit of the weight stores the

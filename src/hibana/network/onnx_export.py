@@ -39,6 +39,7 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
 
     Raises:
         ModuleNotFoundError: if onnx is not installed.
+        TypeError, ValueError: if `example` is not floating-point, or has another shape.
         Unsupported: naming the layer, if it has no ONNX form.
     """
     from hibana.network.reader import read  # which imports the kinds of layers, and these this module

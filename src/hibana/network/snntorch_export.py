@@ -45,6 +45,7 @@ def to_snntorch(net: nn.Module, example: Tensor) -> nn.Sequential:
         example: an input of `net`.
 
     Raises:
+        TypeError, ValueError: if `example` is not floating-point, or has another shape.
         Unsupported: naming the layer, if snnTorch has no module or setting for it: branches, delays, a reset
             to another potential than 0, a recurrent `CubaLIF`. snnTorch subtracts the threshold after the
             leak: ``hb.LIF(reset="subtract")`` needs ``leak_first=True``.

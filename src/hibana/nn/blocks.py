@@ -157,7 +157,7 @@ class Checkpointed(nn.Module):
 
     The backward pass runs the module again (``torch.utils.checkpoint``), which takes a third more arithmetic,
     and the memory of one block instead of all blocks. Running statistics of batch normalization are updated
-    once, not twice. Spikes and small integers in the input take a bit instead of a float32 each.
+    once, not twice. Spikes in the input take a bit instead of a float32 each, small integers a few bits.
 
     The C library decides when the freed memory returns to the system. After a while, glibc allocates large
     tensors from one heap, and the stored bits between them keep it fragmented. With

@@ -70,7 +70,7 @@ class Objective(ABC):
             lengths: the lengths of padded samples, ``[batch]``.
 
         Raises:
-            TypeError: if `target` or `lengths` are not integers.
+            TypeError: if `target` or `lengths` have a wrong dtype.
             ValueError: if a shape is wrong, or `lengths` are not in [1, T].
         """
         self._check(outputs, target)

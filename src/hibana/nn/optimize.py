@@ -62,8 +62,8 @@ def optimize(
 
     In all other layers classes change; parameters, buffers, hooks, names in ``state_dict`` and the module
     objects stay. Synapses within a step (:class:`hibana.Recurrent`) do not change, because they are compiled
-    with the step. Subclasses of torch's layers and unknown layers do not change either, and the table lists
-    them. Outputs and gradients equal those of the plain network up to rounding.
+    with the step. Unknown layers and subclasses of torch's layers do not change either; the table lists the
+    latter. Outputs and gradients equal those of the plain network up to rounding.
 
     Args:
         net: any module; changed in place.

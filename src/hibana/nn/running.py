@@ -150,6 +150,7 @@ def run(
         ``name``, ``name#1``, …. States of a nested run are not included.
 
     Raises:
+        RuntimeError: if a layer is called in a checkpoint, with gradients.
         ValueError: if `state` does not have exactly one entry for each layer that was called; or `net`
             contains states that a run can't pass on: recurrent layers of torch, layers that are not
             submodules, calls of :func:`hibana.unroll`, and calls of layers with an explicit state.

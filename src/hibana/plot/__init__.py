@@ -5,7 +5,7 @@ several panels return the figure or all axes. Text, grids and backgrounds follow
 (``plt.style.use("dark_background")``); the colours of the data are readable on light and dark backgrounds.
 
 No function keeps global state (no pyplot) or writes a file: ``axes.figure.savefig(path)`` writes a picture.
-Only :func:`gradient_norms` computes values. `dt` is the length of a step in milliseconds; without it, time is
+Only :func:`gradient_norms` returns values. `dt` is the length of a step in milliseconds; without it, time is
 counted in steps.
 
 Importing this module needs Matplotlib (``pip install '.[train]'``).

@@ -41,8 +41,8 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
     """Fits logistic regression, or ridge regression for a quantity, to the inputs, and tests it.
 
     Inputs that are spikes are replaced by their counts over time. The model is fitted to at most 10,000
-    training samples, without augmentation, with one thread: for such small products several threads take more
-    than twice as long.
+    training samples, without augmentation; logistic regression with one thread, since several take more than
+    twice as long.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from threadpoolctl import threadpool_limits

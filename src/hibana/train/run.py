@@ -132,9 +132,10 @@ def fit(
 
     Raises:
         FloatingPointError: if a loss, a gradient, or an input that is not held in memory is not finite. The
-            message names the epoch and the batch.
+            message names the epoch.
         OSError: if a checkpoint can't be written. The previous one is unchanged.
         RuntimeError: if another process of the same training does not connect within ten minutes.
+        TypeError: if `settings` are not :class:`Settings`.
         ValueError: if `resume` is no checkpoint, the folder is in use, or an input or label is not finite.
     """
     if not isinstance(settings, Settings) and (settings is not None or resume is None):

@@ -80,7 +80,7 @@ class Settings:
         data: name of a data set; or a file or folder; or ``module:class`` of a :class:`hibana.data.DataSet`.
         kind: kind of a file or folder: table, images, arrays, sequences, events, sound. Default: detected.
         label: the column or array to predict. Default: detected.
-        columns: input columns of a table, separated by commas. Default: all columns except the label.
+        columns: input columns of a table, separated by commas. Default: all usable columns.
         group: the column of a long table that identifies the sequence of each row.
         task: classification or regression. Default: detected from the labels.
         test: a file or folder with the test set. Default: a random fifth of the data.

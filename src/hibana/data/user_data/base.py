@@ -63,7 +63,7 @@ class Description:
         """The samples in `source`, read like the training data; labels may be missing.
 
         Raises:
-            ValueError: if `source` can't be read.
+            OSError, ValueError: if `source` can't be read.
         """
         return KINDS[self.kind](source, description=self).read(source)
 
@@ -139,7 +139,7 @@ class UserData(DataSet):
         description: description of the training data, to read `source` in the same way.
 
     Raises:
-        ValueError: on :meth:`setup`, if the data can't be read.
+        OSError, ValueError: on :meth:`setup`, if the data can't be read.
     """
 
     kind: ClassVar[str]

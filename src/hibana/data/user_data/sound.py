@@ -63,7 +63,7 @@ class Sound(Sequences):
         options: see :class:`UserData`.
 
     Raises:
-        ValueError: on :meth:`setup`, naming a file that can't be read or has no sound.
+        OSError, ValueError: on :meth:`setup`, naming a file that can't be read or has no sound.
         ModuleNotFoundError: on :meth:`setup`, if ``soundfile`` is not installed.
 
     Source: Davis & Mermelstein (1980), *Comparison of parametric representations for monosyllabic word

@@ -107,7 +107,7 @@ class Table(UserData):
         source: a file, or a ``pandas.DataFrame``.
         columns: names of the columns to learn from; all others if ``None``.
         options: see :class:`UserData`. `label` is the column to predict; by default a column with a usual
-            name, such as ``class``, or the last column.
+            name, such as ``class``, else a first column that alone is text, else the last column.
 
     >>> import pandas
     >>> frame = pandas.DataFrame({"size": [k % 7 for k in range(20)], "kind": ["a", "b"] * 10})

@@ -37,7 +37,7 @@ class STDP(PairRule):
     `nearest`, a spike sets its trace to 1 instead of adding 1, so that only the nearest spikes make pairs.
 
     Weights change at the end of each step, and the next step uses the new weights. On the CPU in float32 a
-    sequence is one native call, whose work is proportional to the number of spikes.
+    sequence is one native call.
 
     Args:
         linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays. The synapses of a

@@ -41,6 +41,7 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
         the nodes in ``nodes``; :func:`write` uses all three.
 
     Raises:
+        TypeError: if `source` is neither a path nor a graph.
         ValueError: naming the node, if the file is damaged or too large, if hibana has no layer for a node,
             if shapes do not fit, or if a cycle contains no neuron.
 

@@ -235,7 +235,8 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
         tensors.
 
     Raises:
-        ValueError: if `bits` is not an integer from 2 to 8.
+        TypeError: if `calibration` is not a floating-point tensor.
+        ValueError: if `bits` is not an integer from 2 to 8, or `calibration` has another shape.
         Unsupported: naming the layer, if it has no integer form.
 
     Source: Bengio, Léonard & Courville (2013), *Estimating or propagating gradients through stochastic

@@ -58,12 +58,12 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
         q_oi = round(W_oi / s_o),  s_o = max_i |W_oi| / (2^(bits-1) - 1),  threshold_o / s_o rounded down
 
     Each output channel before spiking neurons has its own scale, which the threshold of its neuron absorbs.
-    A readout has one scale, so that its outputs can be compared, and so have layers that read spikes and are
-    added. Weights that are multiples of the smallest one, by at most 2^(bits-1) - 1, are represented exactly.
-    Inputs become bytes, unless all are 0 or 1; batch normalization is folded. A leak is a shift if tau is a
-    power of two, else a rounded product. Neurons without a leak that read spikes need no multiplication.
-    Cells of any kind get the fixed-point form of their step (:mod:`hibana.compiler.analysis.fixed_point`),
-    with matrices of `bits` bits.
+    A readout has one scale, so that its outputs can be compared, and so have sparse layers, and layers that
+    read spikes and are added. Weights that are multiples of the smallest one, by at most 2^(bits-1) - 1, are
+    exact. Inputs become bytes, unless all are 0 or 1; batch normalization is folded. A leak is a shift if tau
+    is a power of two, else a rounded product. Neurons without a leak that read spikes do not multiply. Cells
+    of any kind get the fixed-point form of their step (:mod:`hibana.compiler.analysis.fixed_point`), with
+    matrices of `bits` bits.
 
     Args:
         net: a trained network, as :func:`to_c` takes it, or the result of :func:`quantization_aware`, whose
@@ -77,8 +77,9 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
         The network, with the inputs and outputs of `net`, and the report.
 
     Raises:
+        TypeError: if `calibration` is not a floating-point tensor.
         ValueError: if `bits` is not an integer from 2 to 8, or differs from the bits that `net` was trained
-            with.
+            with, or `calibration` has another shape.
         Unsupported: naming the layer, if it or an operation in its step has no integer form, or a number
             does not fit.
 

@@ -128,8 +128,8 @@ def to_verilog(
             channels and is not larger than `adders`.
 
     Raises:
-        TypeError: if `net` does not compute in integers.
-        ValueError: if `adders` is another number.
+        TypeError: if `net` does not compute in integers, or `example` is not floating-point.
+        ValueError: if `adders` is another number, or `example` has another shape.
         Unsupported: naming the layer, if it has no form in C.
 
     >>> import torch, hibana as hb
