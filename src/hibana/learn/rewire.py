@@ -324,8 +324,7 @@ class RigL(_Periodic):
             return
         if not self._calls[name]:
             raise RuntimeError(
-                f"layer {name!r} has no output gradient at this step: RigL needs a backward before each "
-                "step, and does not support recurrent synapses (use DeepR or SET)"
+                f"layer {name!r} has no output gradient at this step: RigL needs a backward before each step"
             )
         assert self.end is not None
         fraction = self.fraction / 2 * (1 + math.cos(math.pi * (self.steps + 1) / self.end))
