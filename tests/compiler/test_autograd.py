@@ -13,11 +13,7 @@ from hibana.compiler.cpu import kernels as cpu
 from hibana.compiler.cpu.launch import ALIASING_FROM
 from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
 
-OLD_NAMES = {
-    "emitted": "run_cell",
-    "unrolled": "unroll_layer",
-    "unrolled_whole": "unroll_compiled",
-}
+OLD_NAMES = {"emitted": "run_cell", "unrolled": "unroll_layer", "unrolled_whole": "unroll_compiled"}
 
 
 @pytest.mark.parametrize("name", OLD_NAMES)

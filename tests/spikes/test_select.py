@@ -61,9 +61,9 @@ def _run(layer, x, weights):
 @pytest.mark.parametrize("forward", [True, False])
 @pytest.mark.parametrize("weights", [True, False])
 @pytest.mark.parametrize("input_", [True, False])
-@pytest.mark.parametrize("zen", [True, False])
-def test_outputs_and_gradients_are_torchs_for_every_choice(times, forward, weights, input_, zen, monkeypatch):
-    monkeypatch.setattr("hibana.spikes.linear.product.is_zen", lambda: zen)
+@pytest.mark.parametrize("amd", [True, False])
+def test_outputs_and_gradients_are_torchs_for_every_choice(times, forward, weights, input_, amd, monkeypatch):
+    monkeypatch.setattr("hibana.spikes.linear.product.is_amd", lambda: amd)
     times |= {"forward": 0.1 if forward else 2.0, "weights": 0.1 if weights else 2.0}
     times["input"] = 0.1 if input_ else 2.0
     for layer, dense, shape in _layers():

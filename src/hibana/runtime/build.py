@@ -163,8 +163,8 @@ def compresses() -> bool:
 
 
 @cache
-def is_zen() -> bool:
-    """Whether the processor is one of AMD's, on which MKL does not use its fastest kernels."""
+def is_amd() -> bool:
+    """Whether the processor is one of AMD's (Zen), on which MKL does not use its fastest kernels."""
     import llvmlite.binding as llvm
 
     return bool(llvm.get_host_cpu_name().startswith("znver"))

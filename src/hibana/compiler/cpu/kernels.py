@@ -205,8 +205,8 @@ class CpuKernels(NamedKernels):
         if self.step.arguments or self.step.draws:
             return None
         empty_like, last_count = torch.empty_like, (len(self.step.states) - 1) * wants_last
-        residuals = self.residual_shapes(shape[0], shape[1:]) if plan else []
-        layouts = [(tuple(shape[1:]), self.dtype)] * last_count + residuals
+        layouts = [(tuple(shape[1:]), self.dtype)] * last_count
+        layouts += self.residual_shapes(shape[0], shape[1:]) if plan else []
         templates = [torch.empty(size, dtype=dtype, device="cpu") for size, dtype in layouts]
         for template in templates:
             template.untyped_storage().resize_(0)  # their shapes and dtypes are needed, not their memory
@@ -227,7 +227,7 @@ class CpuKernels(NamedKernels):
         def backward(saved: Sequence[Tensor], grad_outputs: Tensor) -> Tensor:
             """The gradient of the inputs."""
             grad_input = unaliased(grad_outputs)
-            saved = [tensor.contiguous() for tensor in saved]  # a hook may have returned others
+            saved = [tensor.contiguous() for tensor in saved]  # hooks for saved tensors may change strides
             run_backward([tensor.data_ptr() for tensor in (grad_outputs, grad_input, *saved)])
             return grad_input
 

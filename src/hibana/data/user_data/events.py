@@ -80,8 +80,8 @@ class Events(UserData):
     """Recordings of an event camera: ``class/name`` as ``.aedat4``, ``.npy``, ``.npz``, ``.h5`` or text.
 
     Each input starts at the first event of its recording, and is at least as long as nine of ten training
-    recordings. This time is cut into `steps` bins of equal width. The sensor is as large
-    as the largest coordinates.
+    recordings. This time is cut into `steps` bins of equal width. The sensor is as large as the largest
+    coordinates.
 
     Args:
         source: the folder.

@@ -90,7 +90,7 @@ class Product:
 
     def dense(self, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output by torch, no view."""
-        out = linear.dense(numbers.reshape(-1, self.row_length), weight, bias)
+        out = linear.dense_product(numbers.reshape(-1, self.row_length), weight, bias)
         return out.view(*self.shape[:-1], -1).detach()
 
     def dense_gradients(
@@ -102,10 +102,10 @@ class Product:
         """
         to_input = to_weight = None
         if needed[0]:
-            to_input = linear.dense(rows, weight.T).view(self.shape)
+            to_input = linear.dense_product(rows, weight.T).view(self.shape)
         if needed[1]:
             assert numbers is not None
-            to_weight = linear.dense(rows.T, numbers.reshape(-1, self.row_length).T)
+            to_weight = linear.dense_product(rows.T, numbers.reshape(-1, self.row_length).T)
         return to_input, to_weight
 
     def constant_input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor | None:

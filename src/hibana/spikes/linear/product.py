@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import float_bits, is_zen
+from hibana.runtime.kernels import float_bits, is_amd
 from hibana.runtime.torch_internals import onednn_linear
 from hibana.spikes.bits import ONE, Planes, density_of
 from hibana.spikes.linear import kernels, weights
@@ -15,7 +15,7 @@ from hibana.spikes.select import ALL, Choice
 from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, compresses, panel
 
-__all__ = ["GradientMask", "Parts", "crossover", "dense", "explanation", "forward"]
+__all__ = ["GradientMask", "Parts", "crossover", "dense_product", "explanation", "forward"]
 __all__ += ["gradient_crossover", "gradient_mask", "input_gradient", "pack_weights", "parts"]
 __all__ += ["product_with_bits", "sum_planes", "weight_gradient", "words_per_block"]
 
@@ -83,9 +83,9 @@ def _ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def dense(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
+def dense_product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """``left right^T + bias`` by torch: by oneDNN on AMD's processors, where MKL takes twice as long."""
-    if onednn_linear is not None and is_zen():
+    if onednn_linear is not None and is_amd():
         product: Tensor = onednn_linear(left, right, bias, "none", [], "")
         return product
     return left @ right.T if bias is None else torch.addmm(bias, left, right.T)
