@@ -93,7 +93,7 @@ def test_a_recurrent_layer_is_explained_with_its_number_of_neurons():
 def test_a_module_without_layers_of_hibana_is_refused():
     with pytest.raises(ValueError, match="must hold a cell or an event-driven layer, got Linear"):
         hb.explain(torch.nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="backend must be one of cpu, triton.*; got 'auto'"):
+    with pytest.raises(ValueError, match=r"backend must be one of cpu, triton.*; got 'auto'"):
         hb.explain(hb.IFCell(), backend="auto")
 
 
