@@ -5,7 +5,8 @@
 Four layers of a square millimeter of cortex, each with an excitatory (E) and an inhibitory (I) population of
 integrate-and-fire neurons. A step is 0.1 ms. ``--scale`` multiplies the number of neurons and the number of
 synapses per neuron. Below 1, weights grow by ``1 / sqrt(scale)``, and a constant current replaces the mean of
-the removed input, so rates stay close to those of full scale. The first 500 ms are not recorded.
+the removed input. Rates then differ from those of full scale: at a tenth, L2/3E fires at 0.49 instead of 0.90
+spikes per second. The first 500 ms are not recorded.
 
 Source: Potjans & Diesmann (2014), *The cell-type specific cortical microcircuit*, Cerebral Cortex 24, 785.
 """
