@@ -1,6 +1,8 @@
-"""Every private name of torch that hibana uses, with its purpose and its public replacement, if any.
+"""Private names of torch's modules, each with its purpose and its public replacement, if any.
 
-All other files only use public names. Most entries are plain aliases, which add no time to calls and which
+Other files read private attributes of objects where they use them: hooks of modules and tensors
+(``_forward_hooks`` and its siblings, ``_backward_hooks``), ``_non_persistent_buffers_set``, a storage's ``_cdata``,
+and the code of ``Module._call_impl``. Most entries are plain aliases, which add no time to calls and which
 ``torch.compile`` recognizes.
 """
 
