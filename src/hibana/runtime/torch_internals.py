@@ -1,9 +1,10 @@
 """Private names of torch's modules, each with its purpose and its public replacement, if any.
 
 Other files read private attributes of objects where they use them: hooks of modules and tensors
-(``_forward_hooks`` and its siblings, ``_backward_hooks``), ``_non_persistent_buffers_set``, a storage's ``_cdata``,
-and the code of ``Module._call_impl``. Most entries are plain aliases, which add no time to calls and which
-``torch.compile`` recognizes.
+(``_forward_hooks`` and its siblings, ``_backward_hooks``), ``_non_persistent_buffers_set``, a storage's
+``_cdata``, and the code of ``Module._call_impl``.
+
+Most entries are plain aliases, which add no time to calls and which ``torch.compile`` recognizes.
 """
 
 from collections import OrderedDict
