@@ -1,6 +1,6 @@
 """Common mistakes on the command line: each prints a one-line error message, and nothing else.
 
-Tests of untrusted files are in `test_strangers_files`.
+Tests of untrusted files are in `test_untrusted_files`.
 """
 
 from pathlib import Path

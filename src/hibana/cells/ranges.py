@@ -99,20 +99,19 @@ class AtLeast:
 
     def __get__(self, cell: nn.Module | None, owner: type) -> Any:
         """The hyperparameter's value in `cell`; the descriptor itself if read from the class."""
-        # not called for a float, which is in the instance's dictionary
+        # Python does not call this for a float, which is in the instance's dictionary
         if cell is None:
             return self
-        attributes = vars(cell)
-        if self.name in attributes.get("_buffers", ()):
-            return attributes["_buffers"][self.name]
-        parameters = attributes.get("_parameters", {})
-        if (parameter := parameters.get(self.parameter_name)) is not None:
-            return parameter if _is_sharded(parameter) else self._value(parameter)
-        if self.name not in parameters:
-            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
-        parameter = parameters[self.name]
-        # fully_shard reads a sharded parameter between calls, and must get the parameter itself
-        return parameter if _is_sharded(parameter) else self._reflect(parameter)
+        buffers, parameters = vars(cell).get("_buffers", {}), vars(cell).get("_parameters", {})
+        if self.name in buffers:  # a tensor that is not learned
+            return buffers[self.name]
+        if (learned := parameters.get(self.parameter_name)) is not None:  # named in the cell's `learn`
+            return learned if _is_sharded(learned) else self._value(learned)
+        if self.name in parameters:  # set as an nn.Parameter
+            parameter = parameters[self.name]
+            # fully_shard reads a sharded parameter between calls, and must get the parameter itself
+            return parameter if _is_sharded(parameter) else self._reflect(parameter)
+        raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
 
 
 class Between(AtLeast):

@@ -238,8 +238,10 @@ class _EventReader(_LineReader):
 
     def _finish_window(self) -> Tensor:
         """Returns the time step of the current window, and starts the next window."""
-        window, self.window, self.index = self.window, np.zeros(self.shape), self.index + 1
-        return self.encode(torch.from_numpy(window))
+        step = self.encode(torch.from_numpy(self.window))
+        self.window = np.zeros(self.shape)
+        self.index += 1
+        return step
 
 
 class _SoundReader(StepReader):

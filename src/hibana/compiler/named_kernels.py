@@ -8,6 +8,7 @@ stored as bits, and :data:`bit_product` is faster than a dense product.
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -102,10 +103,11 @@ class NamedKernels(Kernels):
             "outputs": outputs,
             "seed": seed,
         }
-        kernel_arguments |= dict.fromkeys(self._last_names) | dict(zip(self._last_names, last, strict=False))
-        kernel_arguments |= dict(zip(self._initial_names, initial, strict=True))
-        kernel_arguments |= dict(zip(self._parameter_names, parameters[:count], strict=True))
-        kernel_arguments |= dict(zip(plan.names, residuals, strict=True)) if plan else {}
+        kernel_arguments.update(zip_longest(self._last_names, last))  # None for a state that is not wanted
+        kernel_arguments.update(zip(self._initial_names, initial, strict=True))
+        kernel_arguments.update(zip(self._parameter_names, parameters[:count], strict=True))
+        if plan:
+            kernel_arguments.update(zip(plan.names, residuals, strict=True))
         self._launch("forward", plan, shape, parameters[count:], kernel_arguments)
         return outputs.to(inputs.dtype), last, residuals
 

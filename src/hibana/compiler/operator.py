@@ -299,7 +299,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.learned = [t.requires_grad for t in cell_tensors]
     read = [sequence] if ctx.kernels.plan.reads_input else []
     residuals = output[len(ctx.kernels.step.states) :]
-    ctx.save_for_backward(*read, *first, *cell_tensors, *residuals, *([seed] * ctx.draws))
+    seeds = [seed] if ctx.draws else []
+    ctx.save_for_backward(*read, *first, *cell_tensors, *residuals, *seeds)
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
@@ -320,7 +321,8 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     learned_grads = iter(other_grads[states:])  # after the gradient of each initial state
     cell_grads = [next(learned_grads) if is_learned else None for is_learned in ctx.learned]
     # torch takes no gradient for an argument with its default value, such as a missing seed
-    return grad_input, other_grads[:first_count], cell_grads, None, None, None, *[None] * ctx.draws
+    grad_seed = [None] if ctx.draws else []
+    return grad_input, other_grads[:first_count], cell_grads, None, None, None, *grad_seed
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)

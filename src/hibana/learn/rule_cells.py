@@ -86,12 +86,15 @@ class NeuronTraceCell(RuleCell):
     def __init__(
         self, layer: NeuronLayer, cell: Cell, jacobian: Jacobian | None, *, self_synapse: bool = False
     ) -> None:
-        self.same_step = () if jacobian is None else tuple(jacobian.same_step)
         self.over_time = jacobian is not None
-        self.self_scale = layer.gradient_scale if self_synapse and layer.recurrent is not None else 0.0
+        """Whether the gradient passes from a step to the previous one."""
+        self.same_step = tuple(jacobian.same_step) if jacobian is not None else ()
+        """Pairs of states: the derivative of the first by the second is an extra state."""
+        has_self_synapses = self_synapse and layer.recurrent is not None
+        self.self_scale = layer.gradient_scale if has_self_synapses else 0.0
         """Factor of the gradient through the synapse of a neuron to itself."""
-        names = [f"coupling_{i}_{j}" for i, j in self.same_step]
-        super().__init__(layer, cell, names, remembers=self.over_time and layer.readout is not None)
+        extra_states = [f"coupling_{i}_{j}" for i, j in self.same_step]
+        super().__init__(layer, cell, extra_states, remembers=self.over_time and layer.readout is not None)
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """The extra states (derivatives), then the neurons' states, and maybe the output, after a step."""

@@ -84,7 +84,8 @@ def trace_folded(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
         calls = tracer.trace(folded)
     except Exception as error:  # a forward may raise anything if it gets a proxy without numbers
         *_, (path, kind) = ("", type(net)), *tracer.module_stack.values()
-        layer, reason = f"layer {path!r}: " * bool(path), str(error).partition("\n")[0].partition(". ")[0]
+        layer = f"layer {path!r}: " if path else ""
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"{layer}{kind.__name__}.forward cannot be traced: {reason}") from error
     for module in dict.fromkeys(_module(folded, node) for node in calls.nodes):
         if role_of(module) == "batch normalization":

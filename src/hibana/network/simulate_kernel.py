@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
-from hibana.compiler.cpu.row_pass import Pass
+from hibana.compiler.cpu.row_pass import row_pass
 from hibana.compiler.cpu.vector_functions import vector_functions
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
@@ -100,14 +100,16 @@ class Program:
             raise Unsupported("the step multiplies states by a matrix")
         self.step, self.number = step, Doubles if dtype == torch.float64 else Floats
         functions = vector_functions(step, dtype)
-        self.row_pass = row_pass = Pass("neurons", _stores(step), self.number, frozenset(functions))
-        operations = sorted(row_pass.operations & row_pass.calls)
+        self.neurons_pass = neurons_pass = row_pass(
+            "neurons", _stores(step), self.number, frozenset(functions)
+        )
+        operations = sorted(neurons_pass.operations & neurons_pass.calls)
         self.addresses = [functions[op] for op in operations]
         """Addresses of the vector functions that the program calls."""
-        self.scratch_rows = len(row_pass.scratch)
+        self.scratch_rows = len(neurons_pass.scratch)
         """Rows of :data:`BLOCK` numbers that each part keeps between the calls of a step."""
         self.parameters = sorted(
-            {name.partition("[")[0] for name in row_pass.leaves if name[0] == "p" and name[1:2].isdigit()}
+            {name.partition("[")[0] for name in neurons_pass.leaves if name[0] == "p" and name[1:2].isdigit()}
         )
         """The names of the arguments that are parameters of the cell."""
         kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
@@ -122,7 +124,7 @@ class Program:
         pointers = self.arguments["functions"]
         self.functions = {op: Pointer.from_address(pointers[i]) for i, op in enumerate(operations)}
         self.scalars: Mapping[str, Value] = scalar_arguments(
-            [row_pass], lambda array, i: self.arguments["constants" if array == "c" else array][i]
+            [neurons_pass], lambda array, i: self.arguments["constants" if array == "c" else array][i]
         )
         self._write()
         head = "define void @simulate(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
@@ -181,11 +183,11 @@ class Program:
                     for i, mask in code.vectors(size, 32):
                         (sums + i).store((row + i).load(32, mask) + (sums + i).load(32, mask), mask)
             rows: dict[str, Pointer] = {
-                name: scratch + i * BLOCK for i, name in enumerate(self.row_pass.scratch)
+                name: scratch + i * BLOCK for i, name in enumerate(self.neurons_pass.scratch)
             }
             before = a["fired"] + ((t + a["delays"] - 1) * a["words"] + first // WORD)
             rows |= {"x": sums, "fired_before": before, "fired": before + a["words"]}
-            for call in self.row_pass.sequence:
+            for call in self.neurons_pass.sequence:
                 pointers = [rows[name] if name in rows else a[name] + first for name in call.rows]
                 draws = [a["seed"], a["time"] + t, first] if call.draws else []
                 write_call(code, call, pointers, self.scalars, self.functions, size, draws)

@@ -49,10 +49,12 @@ def missing_module_message(error: ImportError) -> str | None:
     module, extra = error.name.partition(".")[0], extra_for(error.name)
     if module == "hibana":
         return None
-    package = f"'.[{extra}]' in a clone of hibana" if extra else module if module in _NOT_IN_EXTRAS else None
-    return f"needs {error.name}, which is not installed" + (
-        f"; pip install {package} brings it" if package else ""
-    )
+    message = f"needs {error.name}, which is not installed"
+    if extra is not None:
+        return f"{message}; pip install '.[{extra}]' in a clone of hibana brings it"
+    if module in _NOT_IN_EXTRAS:
+        return f"{message}; pip install {module} brings it"
+    return message
 
 
 @contextmanager

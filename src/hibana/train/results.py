@@ -70,12 +70,20 @@ def read(folder: Path) -> Measurements | None:
     """Returns the test result of the run in `folder`; ``None`` if it is missing or unreadable."""
     try:
         content = json.loads((folder / RESULT).read_bytes())
-        rates = {str(name): float(rate) for name, rate in content.get("rates", {}).items()}
-        values = content["value"], (content["linear"] or {}).get("accuracy")
-        value, linear = (None if value is None else float(value) for value in values)
-        return Measurements(str(content["measure"]), value, rates, linear)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        linear = content["linear"] or {}  # null if no linear model was fitted
+        return Measurements(
+            measure=str(content["measure"]),
+            value=_float_or_none(content["value"]),
+            rates={str(name): float(rate) for name, rate in content.get("rates", {}).items()},
+            linear=_float_or_none(linear.get("accuracy")),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file that something else wrote
         return None
+
+
+def _float_or_none(number: Any) -> float | None:
+    """Returns `number` as a float; ``None`` for ``None``."""
+    return None if number is None else float(number)
 
 
 def list_runs(folder: Path) -> list[RunSummary]:

@@ -70,7 +70,9 @@ def claim(path: Path, *, resume: Path | None = None, overwrite: bool = False) ->
 
     if getattr(rank_zero_only, "rank", 0) != 0:
         return RunFolder(path)
-    resumed_folder = None if resume is None else (resume if resume.is_dir() else resume.parent).resolve()
+    resumed_folder = None
+    if resume is not None:
+        resumed_folder = (resume if resume.is_dir() else resume.parent).resolve()
     for number in count():
         candidate = path if number == 0 else path.with_name(f"{path.name}-{number}")
         is_resumed = candidate.resolve() == resumed_folder

@@ -236,14 +236,18 @@ class _Gain(Analysis[float]):
 
     def operation(self, value: Value, row: Operation, args: list[float]) -> float:
         """A bound of the derivative of an operation, from the bounds `args` for its arguments."""
-        if not any(args):
+        is_independent = not any(args)
+        if is_independent:
             return 0.0
         if row.name in ("add", "sub"):
             return sum(args)
-        if row.name in SHARING or self.units.is_gated(value):
+        selects_an_argument = row.name in SHARING or self.units.is_gated(value)
+        if selects_an_argument:
             return max(args)
         factor = self.units.factor(value)
-        return math.inf if factor is None else max(args) * float(factor.abs().max())
+        if factor is None:  # a product of two numbers or a function: its slope is not known
+            return math.inf
+        return max(args) * float(factor.abs().max())
 
     def product(self, value: Value, args: list[float]) -> float:
         """A product with a matrix has an unknown bound, unless it does not depend on the state."""

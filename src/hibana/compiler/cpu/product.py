@@ -168,9 +168,9 @@ def _product(code: Code, **arguments: Pointer | Value) -> None:
     in_tiles = p.samples & -tile.samples
     with code.when(~is_sparse):
         with code.loop(0, p.outputs, tile.vectors * p.width) as first:
-            _sum_all(p, first, tile.vectors, tile.samples, 0, in_tiles)
+            _dense_product(p, first, tile.vectors, tile.samples, 0, in_tiles)
         with code.loop(0, p.outputs, PANEL) as first:
-            _sum_all(p, first, PANEL // p.width, 1, in_tiles, p.samples)
+            _dense_product(p, first, PANEL // p.width, 1, in_tiles, p.samples)
 
 
 def _list_nonzero(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
@@ -198,23 +198,25 @@ def _sum_listed(p: _Product, panels: int, first: Value | int, last: Value) -> No
         p.write(sums, s, panel)
 
 
-def _sum_all(
-    p: _Product, output: Value, vectors: int, per_tile: int, first: Value | int, last: Value
+def _dense_product(
+    p: _Product, output: Value, vectors: int, tile: int, first_sample: Value | int, end_sample: Value
 ) -> None:
-    """Writes the dense product of some outputs for samples `first` to `last`, `per_tile` samples at once.
+    """Writes the dense product for `vectors` vectors of outputs, which begin at `output`.
 
-    The outputs are `vectors` vectors from `output` on.
+    The samples from `first_sample` to before `end_sample` are computed in tiles of `tile` samples, so that
+    weights are loaded once per tile. Their number must be a multiple of `tile`.
     """
     code, table = p.code, p.table + output
-    with code.loop(first, last, per_tile) as s:
-        samples = [s + i for i in range(per_tile)]
-        xs, sums = [p.x + i * p.x_step for i in samples], [p.sums(vectors) for _ in samples]
+    with code.loop(first_sample, end_sample, tile) as tile_start:
+        samples = [tile_start + i for i in range(tile)]
+        inputs = [p.x + sample * p.x_step for sample in samples]
+        sums = [p.sums(vectors) for _ in samples]
         with code.loop(0, p.inputs) as k:
-            row = p.row(table.bytes(k * p.table_stride), len(sums[0]))
-            for x, accumulators in zip(xs, sums, strict=True):
-                _add_products(accumulators, x[k].spread(p.width), row)
-        for sample, accumulators in zip(samples, sums, strict=True):
-            p.write(accumulators, sample, output)
+            weights = p.row(table.bytes(k * p.table_stride), len(sums[0]))
+            for x, sample_sums in zip(inputs, sums, strict=True):
+                _add_products(sample_sums, x[k].spread(p.width), weights)
+        for sample, sample_sums in zip(samples, sums, strict=True):
+            p.write(sample_sums, sample, output)
 
 
 PART_BYTES = 384 << 10

@@ -22,66 +22,122 @@ FEW_RECOMPUTED = 4
 """A function of a long pass recomputes a value that takes fewer values, and reads any other."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Pass:
-    """The functions of a pass over one row, and the sequence of a kernel's calls of them."""
+    """The functions of a pass over one row, in the sequence in which a kernel calls them."""
 
-    name: str
-    stores: Stores
-    number: type[Pointer]
+    leaves: dict[str, Value]
+    """The values that the pass reads, by name."""
     calls: frozenset[str]
     """Operations whose vector functions are arguments of the kernel."""
-    sequences: frozenset[str] = frozenset()
-    """Rows of sequences, which are prefetched."""
-    nontemporal: bool = False
-    """Whether rows of numbers of sequences are written by non-temporal stores."""
-    aligned: bool = True
-    """Whether rows begin at neurons whose numbers are multiples of a vector's."""
-    functions: int = 0
-    """The number of functions."""
-    sequence: list["Call"] = field(default_factory=list)
+    sequence: tuple["Call", ...]
     """The calls in order."""
-    scratch: list[str] = field(default_factory=list)
+    scratch: tuple[str, ...]
     """Rows of numbers between the calls."""
-    products: list[str] = field(default_factory=list)
+    products: tuple[str, ...]
     """Rows of the results of matrix products."""
-    operations: set[str] = field(default_factory=set)
+    operations: frozenset[str]
     """The operations that vector functions compute."""
+    long: bool
+    """Whether the pass has at least `LONG` values."""
 
-    def __post_init__(self) -> None:
-        """Splits the pass at vector functions and matrix products, and adds the calls in order."""
-        self.leaves = leaves(self.stores)
-        stores = _Lowering(self.calls, in_loop=self.number is Floats).rewrite(self.stores)
-        self.long = len(reachable(stores.values())) >= LONG
-        while cuts := _first_cuts(stores):  # the vector functions and products that can be called next
-            operands = [(cut, operand) for cut in cuts for operand in _row_operands(cut)]
-            names = self._rows(stores, len(operands))
-            operand_rows = dict(zip(names, operands, strict=True))
-            rows_of: dict[Value, list[str]] = {}
-            for name, (cut, _) in operand_rows.items():
-                rows_of.setdefault(cut, []).append(name)
-            computed = {name: operand for name, (cut, operand) in operand_rows.items() if not _reads_row(cut)}
-            shared = _shared_values(stores, computed.values()) if self.long else []
-            shared_rows = dict(zip(self._rows(stores, len(shared), names), shared, strict=True))
-            self._function(computed | shared_rows)
-            results = {cut: Value("row", data=self._call(rows, cut)) for cut, rows in rows_of.items()}
-            results |= {
-                v: Value("bits" if v.boolean else "row", data=name) for name, v in shared_rows.items()
-            }
-            stores = substitute(stores, results)
-        if stores:
-            self._function(stores)
 
-    def _rows(self, stores: Stores, count: int, reserved: Container[str] = ()) -> list[str]:
-        """Names of `count` scratch rows that `stores` do not read and that are not `reserved`."""
-        in_use = leaves(stores) if self.long else self.scratch
+def row_pass(
+    name: str,
+    stores: Stores,
+    number: type[Pointer],
+    calls: frozenset[str],
+    *,
+    sequences: frozenset[str] = frozenset(),
+    nontemporal: bool = False,
+    aligned: bool = True,
+) -> Pass:
+    """Cuts a pass at vector functions and matrix products, and writes its functions of rows.
+
+    Args:
+        name: the prefix of the names of the functions and of scratch rows.
+        stores: the values that the pass computes, by the name of their row.
+        number: the pointer type of numbers.
+        calls: operations whose vector functions are arguments of the kernel.
+        sequences: rows of sequences, which are prefetched.
+        nontemporal: whether rows of numbers of sequences are written by non-temporal stores.
+        aligned: whether rows begin at neurons whose numbers are multiples of a vector's.
+    """
+    cutter = _Cutter(name, stores, number, calls, sequences, nontemporal, aligned)
+    cutter.cut()
+    return Pass(
+        leaves=leaves(stores),
+        calls=calls,
+        sequence=tuple(cutter.sequence),
+        scratch=tuple(cutter.scratch),
+        products=tuple(cutter.products),
+        operations=frozenset(cutter.operations),
+        long=cutter.long,
+    )
+
+
+class _Cutter:
+    """Cuts a pass into calls: of functions of rows, of vector functions, and of matrix products.
+
+    The arguments are those of :func:`row_pass`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stores: Stores,
+        number: type[Pointer],
+        calls: frozenset[str],
+        sequences: frozenset[str],
+        nontemporal: bool,
+        aligned: bool,
+    ) -> None:
+        self.name, self.number, self.sequences = name, number, sequences
+        self.nontemporal, self.aligned = nontemporal, aligned
+        self.stores = _Lowering(calls, in_loop=number is Floats).rewrite(stores)
+        """What remains to be computed."""
+        self.long = len(reachable(self.stores.values())) >= LONG
+        self.functions = 0
+        """The number of functions."""
+        self.sequence: list[Call] = []
+        self.scratch: list[str] = []
+        self.products: list[str] = []
+        self.operations: set[str] = set()
+
+    def cut(self) -> None:
+        """Adds all calls of the pass in order."""
+        while cuts := _first_cuts(self.stores):  # the vector functions and products that can be called next
+            self._add_calls_of(cuts)
+        self._add_function(self.stores)
+
+    def _add_calls_of(self, cuts: list[Value]) -> None:
+        """Adds a function that computes the operands of `cuts`, and their calls; then `cuts` are rows."""
+        operands = [(cut, operand) for cut in cuts for operand in _row_operands(cut)]
+        names = self._rows(len(operands))
+        rows_of: dict[Value, list[str]] = {}
+        computed: Stores = {}
+        for name, (cut, operand) in zip(names, operands, strict=True):
+            rows_of.setdefault(cut, []).append(name)
+            if not _reads_row(cut):
+                computed[name] = operand
+        shared = _shared_values(self.stores, computed.values()) if self.long else []
+        shared_rows = dict(zip(self._rows(len(shared), names), shared, strict=True))
+        self._add_function(computed | shared_rows)
+        results = {cut: Value("row", data=self._add_call(rows, cut)) for cut, rows in rows_of.items()}
+        for name, value in shared_rows.items():
+            results[value] = Value("bits" if value.boolean else "row", data=name)
+        self.stores = substitute(self.stores, results)
+
+    def _rows(self, count: int, reserved: Container[str] = ()) -> list[str]:
+        """Names of `count` scratch rows that no later call reads and that are not `reserved`."""
+        in_use = leaves(self.stores) if self.long else self.scratch
         free = [name for name in self.scratch if name not in in_use and name not in reserved][:count]
         first = len(self.scratch)
         new = [f"{self.name}.{first + i}" for i in range(count - len(free))]
         self.scratch += new
         return free + new
 
-    def _call(self, rows: list[str], value: Value) -> str:
+    def _add_call(self, rows: list[str], value: Value) -> str:
         """Adds the call that computes `value`, a vector function or product; returns the row of its result.
 
         `rows` are the names of the rows that hold its arguments.
@@ -98,8 +154,8 @@ class Pass:
         self.sequence.append(Call("product", [operand, *mask, result], matrix=int(value.data)))
         return result
 
-    def _function(self, stores: Stores) -> None:
-        """Adds a function that computes `stores`, and its call."""
+    def _add_function(self, stores: Stores) -> None:
+        """Adds a function that computes `stores`, and its call; nothing if `stores` is empty."""
         if not stores:
             return
         function, rows, scalars, draws = row_function(

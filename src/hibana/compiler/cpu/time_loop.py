@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from hibana.compiler.cpu.row_pass import Pass
+from hibana.compiler.cpu.row_pass import Pass, row_pass
 from hibana.compiler.graph.analysis import Rewriting
 from hibana.compiler.graph.loops import Loop
 from hibana.compiler.graph.passes import Stores, leaves
@@ -53,9 +53,14 @@ class TimeLoop(Loop):
         """The pass `name` over `count` successive steps."""
         stores = self._unrolled(count)
         rows = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.sequences)
-        nontemporal = self.nontemporal and count > 1
-        return Pass(
-            f"{self.direction}_{name}", stores, self.number, self.calls, rows, nontemporal, self.by_rows
+        return row_pass(
+            f"{self.direction}_{name}",
+            stores,
+            self.number,
+            self.calls,
+            sequences=rows,
+            nontemporal=self.nontemporal and count > 1,
+            aligned=self.by_rows,
         )
 
     def _unrolled(self, count: int) -> Stores:

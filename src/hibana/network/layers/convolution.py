@@ -91,10 +91,11 @@ class Convolution(SlidingKind):
             padding = tuple(n // 2 for n in total)
         stride, dilation = module.stride, module.dilation
         sizes = {"input_shape": sides, "stride": stride, "padding": padding, "dilation": dilation}
-        fields = {
-            name: size if isinstance(size, str) else int(size[0]) if len(sides) == 1 else tuple(size)
-            for name, size in sizes.items()
-        }
+        numbers = {name: size for name, size in sizes.items() if not isinstance(size, str)}
+        if len(sides) == 1:  # NIR's Conv1d has an integer for each size
+            fields = sizes | {name: int(size[0]) for name, size in numbers.items()}
+        else:
+            fields = sizes | {name: tuple(size) for name, size in numbers.items()}
         arrays = {"weight": array(module.weight), "bias": array(bias)}
         return NirNode(f"Conv{len(sides)}d", {**arrays, **fields, "groups": module.groups})
 

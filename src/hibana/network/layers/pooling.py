@@ -84,8 +84,9 @@ class Maximum(Pooling):
             to.each_nonzero(inputs) as (i, _),
             each_output_of(to, node, i, is_channels_last) as (c, _ky, _kx, oy, ox),
         ):
-            pixels = node.size // channels
-            out[(oy * width + ox) * channels + c if is_channels_last else c * pixels + oy * width + ox] = 1
+            pixel = oy * width + ox
+            place = pixel * channels + c if is_channels_last else c * (node.size // channels) + pixel
+            out[place] = 1
         order = channels_last(node.shape) if is_channels_last else in_order(node.size)
         return Activations(node, order, out, binary=True)
 
@@ -211,8 +212,11 @@ class _Fold(NamedTuple):
 
 def _maximum(total: Value, pixel: Value) -> Value:
     """The larger of two numbers; NaN if `pixel` is NaN."""
-    above = pixel > total
-    return (above | pixel.differs(pixel) if pixel.type.real else above).select(pixel, total)
+    replaces = pixel > total
+    if pixel.type.real:
+        is_nan = pixel.differs(pixel)
+        replaces = replaces | is_nan
+    return replaces.select(pixel, total)
 
 
 def _pooled(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
 from hibana.compiler.cpu.row_function import NUMBERS
-from hibana.compiler.cpu.row_pass import Pass
+from hibana.compiler.cpu.row_pass import row_pass
 from hibana.compiler.cpu.vector_functions import vector_functions
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, leaves, substitute
@@ -247,9 +247,9 @@ class Emitter(Lowering):
         if (emitted := leaves(stores).get("emitted_before")) is not None:  # the step overwrites this row
             stores = substitute(stores, {emitted: before})
         self._passes += 1
-        row_pass = Pass(f"neurons{self._passes}", stores, self.number, frozenset(functions))
-        rows = rows | {name: self.temporary(size) for name in row_pass.scratch}
-        for name, leaf in row_pass.leaves.items():
+        neurons_pass = row_pass(f"neurons{self._passes}", stores, self.number, frozenset(functions))
+        rows = rows | {name: self.temporary(size) for name in neurons_pass.scratch}
+        for name, leaf in neurons_pass.leaves.items():
             if leaf.is_row and name not in rows:
                 values = layer.parameters[int(name[1:])]
                 rows[name] = self.constant(values.repeat(size // len(values)))
@@ -259,9 +259,9 @@ class Emitter(Lowering):
             """Constant `i` of the step (`array` is ``c``), or the number of parameter 3 (``p3``)."""
             return constants[i] if array == "c" else self.constant(layer.parameters[int(array[1:])])[0]
 
-        scalars = scalar_arguments([row_pass], scalar)
-        called = sorted(row_pass.operations & functions.keys())
+        scalars = scalar_arguments([neurons_pass], scalar)
+        called = sorted(neurons_pass.operations & functions.keys())
         addresses = {op: self.function(functions[op]) for op in called}
-        for call in row_pass.sequence:
+        for call in neurons_pass.sequence:
             arguments = [rows[name] for name in call.rows]
             write_call(code, call, arguments, scalars, addresses, code.constant(size))
