@@ -20,7 +20,6 @@ from hibana.runtime import extras
 __all__ = ["Failure", "Refusal", "main"]
 
 _COMMANDS = {
-    "build": ("cell_commands", "Does nothing: no build step is needed. Removed in the next release."),
     "convert": ("convert", "Converts to C, Arduino, Verilog, ONNX, a page, PyTorch or NIR, and from NIR."),
     "demo": ("cell_commands", "Runs the article's two demos, prints them and draws them."),
     "explain": ("cell_commands", "Prints a cell's equations, the kernels it is compiled to, and why."),
@@ -41,6 +40,7 @@ _APP = cyclopts.App(
 )
 for _name, (_module, _help) in _COMMANDS.items():
     _APP.command(f"hibana.cli.{_module}:{_name}", name=_name, help=_help)
+_APP.command("hibana.cli.cell_commands:build", name="build", show=False)  # scripts may call it
 _APP.register_install_completion_command()
 
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupted it.
     """
     tokens = [str(token) for token in (sys.argv[1:] if arguments is None else arguments)]
-    name = f"hibana {tokens[0]}" if tokens and tokens[0] in _COMMANDS else "hibana"
+    name = f"hibana {tokens[0]}" if tokens and tokens[0] in [*_COMMANDS, "build"] else "hibana"
     if not tokens:
         names = ", ".join(_COMMANDS)
         return _print_error(name, f"needs a command, one of {names}; hibana --help describes them", 2)
