@@ -45,6 +45,7 @@ FILES = {
     "theirs.yaml": "learnin_rate: 3\n",
     "list.yaml": "- 1\n- 2\n",
     "numbers.csv": "a,y\n" + "".join(f"{i % 9},{i / 7}\n" for i in range(60)),
+    "one-row.csv": "a,b\n1,2\n",
     "cell.py": "class NoCell: pass\n",
 }
 
@@ -95,7 +96,13 @@ MISTAKES = [
     ("train --xyzzy 1", "Unknown option: --xyzzy."),
     ("train --epochs many", "--epochs: it must be a whole number, got many"),
     ("train --epochs", "--epochs"),
-    ("train extra", "extra"),
+    ("train extra", "extra belongs to no option; data are passed by --data, and --help lists all options"),
+    (
+        "train good.csv",
+        "good.csv belongs to no option; data are passed by --data, and --help lists all options",
+    ),
+    ("train --cell lif", "RefractoryLIF; got 'lif'; did you mean LIF?"),
+    ("train --rewire deepr", "got 'deepr'; did you mean deep-r?"),
     ("train --threads 0", "--threads. Must be >= 1"),
     ("train --threads 99999999999999999999", "--threads. Must be <= 1024"),
     ("train --download 8.5", "8.5 belongs to no option"),
@@ -160,7 +167,14 @@ MISTAKES = [
         "train --data unlabelled.csv",
         "must have at least two classes, got none; 2 samples of unlabelled.csv have none",
     ),
-    ("train --data one-class.csv", "must have at least two classes, got x"),
+    (
+        "train --data one-class.csv",
+        "must have at least two classes, and each of 30 samples has 'x'; choose a",
+    ),
+    (
+        "train --data one-row.csv",
+        "must have at least two classes, and the only sample has '2'; choose another",
+    ),
     (
         "train --data na.csv",
         "at least two classes, got yes; 20 samples of na.csv have none: NA, N/A, None, nan",
@@ -224,6 +238,7 @@ MISTAKES = [
     ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx, .pt2, .v, or --arduino"),
     ("convert own.ckpt net2.c --arduino", "target must be a folder with --arduino, such as net2, got net2.c"),
     ("convert own.ckpt good.csv --arduino", "must be a folder with --arduino, such as good, got good.csv"),
+    ("convert own.ckpt net.html", "a page (.html) shows images, and good has inputs of shape [2]"),
     ("play nothere.ckpt", "nothere.ckpt can't be read"),
     ("play --port 70000", "port must be in 0 to 65535, got 70000"),
     ("explain Leaky", "cell must be one of ALIF"),
@@ -243,6 +258,17 @@ def test_a_mistake_prints_a_one_line_error(line, message, folder, capsys, monkey
     assert err.count("\n") == 1
     new_files = {path for path in set(Path().rglob("*")) - before if "__pycache__" not in str(path)}
     assert not {path for path in new_files if path.suffix in (".ckpt", ".yaml", ".png")}
+
+
+@pytest.mark.parametrize("command", ["predict", "convert", "share"])
+def test_a_run_that_is_named_without_its_folder_is_suggested(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hibana-runs" / "fruits-0").mkdir(parents=True)
+    target = {"predict": [], "convert": ["net.c"], "share": ["shared"]}[command]
+    assert main([command, "fruits-0", *target]) == 2
+    assert capsys.readouterr().err.endswith("'fruits-0'; did you mean hibana-runs/fruits-0?\n")
+    assert main([command, "nuts-0", *target]) == 2
+    assert "did you mean" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interrupted it.
     """
     tokens = [str(token) for token in (sys.argv[1:] if arguments is None else arguments)]
-    name = f"hibana {tokens[0]}" if tokens and tokens[0] in [*_COMMANDS, "build"] else "hibana"
+    name = f"hibana {tokens[0]}" if tokens and tokens[0] in _COMMANDS else "hibana"
     if not tokens:
         names = ", ".join(_COMMANDS)
         return _print_error(name, f"needs a command, one of {names}; hibana --help describes them", 2)
@@ -90,5 +90,6 @@ def _sentence(error: CycloptsError) -> str:
         if any(option in argument.names for argument in error.argument_collection or ()):
             return f"Unknown option: --{name}. Did you mean {option}?"
     if isinstance(error, UnusedCliTokensError):
-        return f"{' '.join(error.unused_tokens or ())} belongs to no option; --help lists all options"
+        hint = "data are passed by --data, and " if list(error.command_chain or ()) == ["train"] else ""
+        return f"{' '.join(error.unused_tokens or ())} belongs to no option; {hint}--help lists all options"
     return " ".join(str(error).split())

@@ -101,8 +101,6 @@ def _check_target(target: Path, *, arduino: bool) -> None:
         raise ValueError(f"target must be a folder with --arduino, such as {target.stem}, got {target}")
     if not arduino and target.suffix not in _SUFFIXES:
         raise ValueError(f"target must end in {', '.join(_SUFFIXES)}, or --arduino be given, got {target}")
-    if not arduino and target.is_dir():
-        raise ValueError(f"target must be a file, and {target} is a folder")
 
 
 _REDUCTIONS = {
@@ -262,6 +260,11 @@ def _write_page(network: _Source, target: Path, bits: int) -> None:
 
     samples = network.samples("a page needs samples to show")
     assert network.model is not None
+    if len(network.shape) not in (2, 3):
+        raise ValueError(
+            f"a page (.html) shows images, and {network.model.settings.title} has inputs of shape "
+            f"{[*network.shape]}; convert it to another target, such as .onnx"
+        )
     title = f"hibana: {network.model.settings.data}"
     page = to_page(network.net, samples, title=title, scores=network.scores, bits=bits)
     files.write(target, page.encode())

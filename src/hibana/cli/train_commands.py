@@ -30,6 +30,7 @@ from hibana.cli.options import check_options
 with progress("loading PyTorch"):
     from hibana.train import Settings, read, results
     from hibana.train.architecture import rocket_parameters
+    from hibana.train.checkpoint import RUNS
     from hibana.train.firing_rates import spiking_layers
     from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim
     from hibana.train.settings import CHOICES, FILE_OPTIONS
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train import Classifier, Outcome
     from hibana.train.run import Prepared
-
-RUNS = Path("hibana-runs")
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
