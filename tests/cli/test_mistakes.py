@@ -44,6 +44,8 @@ FILES = {
     "half.npz": "PK\x03\x04",
     "theirs.yaml": "learnin_rate: 3\n",
     "list.yaml": "- 1\n- 2\n",
+    "numbers.csv": "a,y\n" + "".join(f"{i % 9},{i / 7}\n" for i in range(60)),
+    "one-row.csv": "a,b\n1,2\n",
     "cell.py": "class NoCell: pass\n",
 }
 
@@ -59,6 +61,12 @@ def folder(tmp_path_factory):
     numpy.savez(folder / "nan.npz", x=numpy.full([9, 2], numpy.nan), y=numpy.arange(9) % 2)
     numpy.save(folder / "pixels.npy", numpy.full([2, 8, 8], 16.0))
     numpy.save(folder / "images.npy", numpy.zeros([9, 8, 8]))
+    numpy.savez(
+        folder / "pictures.npz", x=numpy.random.default_rng(0).random([40, 8, 8]), y=numpy.arange(40) % 2
+    )
+    numpy.savez(
+        folder / "series.npz", x=numpy.random.default_rng(0).random([40, 30, 2]), y=numpy.arange(40) % 2
+    )
     for name in ("nothing/x/a.xyz", *(f"broken/{kind}/{name}.png" for kind in "xy" for name in "abcdef")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"\x89PNG not really")
@@ -80,7 +88,7 @@ def folder(tmp_path_factory):
 
 
 MISTAKES = [
-    ("", "needs a command, one of build, convert"),
+    ("", "needs a command, one of convert, demo"),
     ("trian", 'Unknown command "trian". Did you mean "train"?'),
     ("train --lr 1", "Unknown option: --lr. Did you mean --learning-rate?"),
     ("train --attached-reset", "Did you mean --no-detach-reset?"),
@@ -88,7 +96,13 @@ MISTAKES = [
     ("train --xyzzy 1", "Unknown option: --xyzzy."),
     ("train --epochs many", "--epochs: it must be a whole number, got many"),
     ("train --epochs", "--epochs"),
-    ("train extra", "extra"),
+    ("train extra", "extra belongs to no option; data are passed by --data, and --help lists all options"),
+    (
+        "train good.csv",
+        "good.csv belongs to no option; data are passed by --data, and --help lists all options",
+    ),
+    ("train --cell lif", "RefractoryLIF; got 'lif'; did you mean LIF?"),
+    ("train --rewire deepr", "got 'deepr'; did you mean deep-r?"),
     ("train --threads 0", "--threads. Must be >= 1"),
     ("train --threads 99999999999999999999", "--threads. Must be <= 1024"),
     ("train --download 8.5", "8.5 belongs to no option"),
@@ -102,6 +116,26 @@ MISTAKES = [
     ("train --epochs 0", "epochs must be at least 1, got 0"),
     ("train --devices 5", "batch_size must be divisible by 5 processes, got 64"),
     ("train --seed -1", "seed must be in [0, 2^32), got -1"),
+    ("train --delta-threshold 0.5", "--delta-threshold has no effect on digits: it is for --coding delta"),
+    (
+        "train --rate-penalty 0 --rate-target 0.1",
+        "it is for --rate-penalty above 0",
+    ),
+    ("train --layers p2 --surrogate ATan", "--surrogate has no effect on digits: it is for layers of --cell"),
+    (
+        "train --layers p2 --start-rate 0.1",
+        "--start-rate has no effect on digits: it is for layers that spike",
+    ),
+    (
+        "train --lengths stretch",
+        "--lengths has no effect on digits: it is for sequences, sound, a class",
+    ),
+    ("train --data pictures.npz --kind arrays --encoding cp932", "it is for table, sequences, a class"),
+    ("train --data numbers.csv --smoothing 0.1", "--smoothing has no effect on numbers: it is for classif"),
+    ("train --data numbers.csv --class-weights balanced", "it is for classification"),
+    ("train --data series.npz --layers rocket9 --clip 1", "it is for --epochs above 0"),
+    ("train --data series.npz --layers rocket9 --readout-tau 9", "it is for layers described by words"),
+    ("train --trust mine:net", "--trust has no effect on digits: it is for --settings, --resume"),
     ("train --layers absent:net", "layers 'absent:net' can't be found"),
     ("train --tau 3", "IF has no argument 'tau'"),
     ("train --data mnist --root nowhere", "root must hold MNIST's four idx files"),
@@ -133,7 +167,14 @@ MISTAKES = [
         "train --data unlabelled.csv",
         "must have at least two classes, got none; 2 samples of unlabelled.csv have none",
     ),
-    ("train --data one-class.csv", "must have at least two classes, got x"),
+    (
+        "train --data one-class.csv",
+        "must have at least two classes, and each of 30 samples has 'x'; choose a",
+    ),
+    (
+        "train --data one-row.csv",
+        "must have at least two classes, and the only sample has '2'; choose another",
+    ),
     (
         "train --data na.csv",
         "at least two classes, got yes; 20 samples of na.csv have none: NA, N/A, None, nan",
@@ -182,13 +223,22 @@ MISTAKES = [
     ("predict own.ckpt text.csv", "column 'b' must be finite numbers, row 1 has 'one'"),
     ("predict own.ckpt nowhere.csv", "samples must be in a file or folder, there is no nowhere.csv"),
     ("predict own.ckpt half.npz", "(the network was trained on data of kind table)"),
-    ("predict own.ckpt --json", "--csv and --json need samples to predict"),
+    ("predict own.ckpt --json", "--json has no effect on the test set: it is for files of samples, --stream"),
+    ("predict own.ckpt good.csv --csv --json", "--csv and --json are two formats; pass one of them"),
+    (
+        "predict own.ckpt good.csv --window 5",
+        "--window has no effect on good.csv: it is for --stream of event",
+    ),
+    ("predict own.ckpt --rate 8000", "--rate has no effect on the test set: it is for --stream of sound"),
     (
         "predict digits.ckpt pixels.npy",
         "inputs must be in [0, 1] like those of digits; they range from 16 to 16",
     ),
     ("predict digits.ckpt good.csv", "good.csv can't be read: it is not a NumPy file of numbers"),
-    ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx, .pt2 or .v"),
+    ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx, .pt2, .v, or --arduino"),
+    ("convert own.ckpt net2.c --arduino", "target must be a folder with --arduino, such as net2, got net2.c"),
+    ("convert own.ckpt good.csv --arduino", "must be a folder with --arduino, such as good, got good.csv"),
+    ("convert own.ckpt net.html", "a page (.html) shows images, and good has inputs of shape [2]"),
     ("play nothere.ckpt", "nothere.ckpt can't be read"),
     ("play --port 70000", "port must be in 0 to 65535, got 70000"),
     ("explain Leaky", "cell must be one of ALIF"),
@@ -208,6 +258,17 @@ def test_a_mistake_prints_a_one_line_error(line, message, folder, capsys, monkey
     assert err.count("\n") == 1
     new_files = {path for path in set(Path().rglob("*")) - before if "__pycache__" not in str(path)}
     assert not {path for path in new_files if path.suffix in (".ckpt", ".yaml", ".png")}
+
+
+@pytest.mark.parametrize("command", ["predict", "convert", "share"])
+def test_a_run_that_is_named_without_its_folder_is_suggested(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hibana-runs" / "fruits-0").mkdir(parents=True)
+    target = {"predict": [], "convert": ["net.c"], "share": ["shared"]}[command]
+    assert main([command, "fruits-0", *target]) == 2
+    assert capsys.readouterr().err.endswith("'fruits-0'; did you mean hibana-runs/fruits-0?\n")
+    assert main([command, "nuts-0", *target]) == 2
+    assert "did you mean" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

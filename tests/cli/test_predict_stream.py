@@ -249,6 +249,17 @@ def test_networks_and_options_without_steps_are_refused(runs, stream, capsys):
     for name, options, message in (
         ("spikes", (), "latency coding spreads each over all steps"),
         ("events", ("--window", "0"), "--window must be positive and finite, got 0"),
+        (
+            "waves",
+            ("--window", "5"),
+            "--window has no effect on a stream for waves: it is for --stream of ev",
+        ),
+        (
+            "events",
+            ("--rate", "8000"),
+            "--rate has no effect on a stream for mine: it is for --stream of sou",
+        ),
+        ("waves", ("--csv", "--json"), "--csv and --json are two formats"),
     ):
         status, lines, err = stream(name, ["1,2"], *options)
         assert (status, lines) == (2, [])

@@ -659,6 +659,19 @@ def test_files_that_never_end_raise_an_error(tmp_path, monkeypatch, program, pat
         read(path)
 
 
+def test_a_small_file_has_a_second_of_processor_time(tmp_path, monkeypatch):
+    pytest.importorskip("resource", reason="processor time is not limited here")
+    path = write_file(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    (tmp_path / "program.py").write_text(
+        f"import signal, sys\nsys.path.insert(0, {str(file.PROGRAM.parent)!r})\nimport file\n"
+        "file.refusal = lambda *arguments: str(signal.getitimer(signal.ITIMER_PROF)[0])\n"
+        "sys.exit(file.main(sys.argv[1], int(sys.argv[2])))\n"
+    )
+    monkeypatch.setattr(file, "PROGRAM", tmp_path / "program.py")
+    with pytest.raises(ValueError, match=r"not a NIR file: (0\.|1\.0)\d*[1-9]"):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

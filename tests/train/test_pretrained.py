@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ import safetensors.torch
 import hibana
 from hibana import train
 from hibana.cli import main
+from hibana.runtime.extras import extra_for
 
 FROZEN = Path(__file__).with_name("pretrained")
 """A folder that version 0.1.0 wrote, and its network's outputs for the first test samples."""
@@ -50,6 +52,15 @@ def flowers(tmp_path, monkeypatch):
 def fitted(flowers, **settings):
     chosen = {"label": "kind", "columns": "long,wide,old", "epochs": 2, "seed": 1, **settings}
     return train.fit(train.Settings(data=str(flowers), **chosen), "run")
+
+
+def test_networks_of_the_package_need_the_extra_train_alone(monkeypatch):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = [package.split(">")[0] for package in project["project"]["optional-dependencies"]["train"]]
+    assert "safetensors" in packages
+    assert extra_for("safetensors") == "train"
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert hibana.pretrained("digits")(torch.zeros(2, 8, 8)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("task", ["classification", "regression"])

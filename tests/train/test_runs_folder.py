@@ -50,6 +50,22 @@ def test_a_run_does_not_change_earlier_runs(tmp_path, monkeypatch, capsys):
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True]
 
 
+def test_resuming_on_data_of_other_sizes_changes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *QUICK, "--out", "run"]) == 0
+    pandas.DataFrame({"a": range(60), "b": [3, 1, 4] * 20, "label": list("xyz") * 20}).to_csv("other.csv")
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for resumed in ("run", "run/checkpoint.ckpt"):
+        assert main(["train", "--resume", resumed, "--data", "other.csv", "--epochs", "2"]) == 2
+        message = f"data must have inputs of shape [8, 8] and 10 outputs, as in {resumed}, which is resumed"
+        assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    arrays = data.Arrays(torch.rand(40, 5, 5).numpy(), labels=[0, 1] * 20)
+    with pytest.raises(ValueError, match=r"they have \[5, 5\] and 2"):
+        train.fit(None, "run", resume="run", samples=arrays)
+
+
 def test_folders_and_files_may_be_strings(tmp_path):
     folder = str(tmp_path / "run")
     train.fit(quick(), folder)

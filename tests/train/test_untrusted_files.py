@@ -215,6 +215,43 @@ def test_huge_settings_raise_a_short_error(tmp_path, text, message):
     assert "\n" not in str(refusal.value)
 
 
+def test_truncated_settings_are_refused(tmp_path):
+    path, settings = tmp_path / "settings.yaml", train.Settings(epochs=3, layers="12-12r")
+    settings.write(path)
+    content = path.read_bytes()
+    assert content.endswith(b"\n")
+    for length in range(len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=r"it is truncated|must hold names and values"):
+            train.read(path)
+    path.write_bytes(content[:-1])
+    assert train.read(path) == settings
+
+
+@pytest.mark.parametrize("first_line", [True, False])
+def test_two_values_under_one_name_are_refused(first_line, tmp_path):
+    path = tmp_path / "settings.yaml"
+    train.Settings(epochs=3).write(path)
+    text = path.read_text().replace("seed: 0\n", "seed: 0\nepochs: 40\n")
+    path.write_text(text if first_line else text.partition("\n")[2])
+    with pytest.raises(ValueError, match="it has two values under the name 'epochs'; remove one"):
+        train.read(path)
+
+
+def test_settings_of_earlier_versions_are_read(tmp_path):
+    path = tmp_path / "settings.yaml"
+    for first, last in (
+        ("# Settings of a hibana run: digits-0 1f\n", f"# End of these settings: {'0' * 64}\n"),
+        ("# Settings of a hibana run\n", ""),  # before 0.3.0
+        ("", ""),
+    ):
+        path.write_text(f"{first}epochs: 3\n{last}")
+        assert train.read(path) == train.Settings(epochs=3)
+    path.write_text("# Settings of a hibana run: digits-0 1f\nepochs: 3\n")
+    with pytest.raises(ValueError, match="it is truncated"):
+        train.read(path)
+
+
 def test_settings_may_be_changed_by_hand(tmp_path):
     path = tmp_path / "settings.yaml"
     train.Settings(epochs=3, layers="12-12r").write(path)

@@ -20,7 +20,6 @@ from hibana.runtime import extras
 __all__ = ["Failure", "Refusal", "main"]
 
 _COMMANDS = {
-    "build": ("cell_commands", "Does nothing: no build step is needed. Removed in the next release."),
     "convert": ("convert", "Converts to C, Arduino, Verilog, ONNX, a page, PyTorch or NIR, and from NIR."),
     "demo": ("cell_commands", "Runs the article's two demos, prints them and draws them."),
     "explain": ("cell_commands", "Prints a cell's equations, the kernels it is compiled to, and why."),
@@ -41,6 +40,7 @@ _APP = cyclopts.App(
 )
 for _name, (_module, _help) in _COMMANDS.items():
     _APP.command(f"hibana.cli.{_module}:{_name}", name=_name, help=_help)
+_APP.command("hibana.cli.cell_commands:build", name="build", show=False)  # scripts may call it
 _APP.register_install_completion_command()
 
 
@@ -90,5 +90,6 @@ def _sentence(error: CycloptsError) -> str:
         if any(option in argument.names for argument in error.argument_collection or ()):
             return f"Unknown option: --{name}. Did you mean {option}?"
     if isinstance(error, UnusedCliTokensError):
-        return f"{' '.join(error.unused_tokens or ())} belongs to no option; --help lists all options"
+        hint = "data are passed by --data, and " if list(error.command_chain or ()) == ["train"] else ""
+        return f"{' '.join(error.unused_tokens or ())} belongs to no option; {hint}--help lists all options"
     return " ".join(str(error).split())

@@ -64,3 +64,5 @@ def _integer(kind: object, tokens: Sequence[cyclopts.Token]) -> int:
 
 Integer = Annotated[int, cyclopts.Parameter(converter=_integer)]
 """Type of an option that takes an integer."""
+Trust = Annotated[tuple[str, ...], cyclopts.Parameter(show_default=False)]
+"""Type of an option that names functions which a file may name."""

@@ -5,7 +5,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibana.cli.common import Integer, allow_local_imports, progress, refuse_errors
+from hibana.cli.common import Integer, Trust, allow_local_imports, progress, refuse_errors
+from hibana.cli.options import check_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,11 +25,11 @@ def convert(
     ram: Integer | None = None,
     flash: Integer | None = None,
     arduino: bool = False,
-    samples: Integer = 20,
-    adders: Integer = 1,
+    samples: Integer | None = None,
+    adders: Integer | None = None,
     top: str | None = None,
     report: bool = False,
-    trust: tuple[str, ...] = (),
+    trust: Trust = (),
 ) -> None:
     """Converts a network to NIR, C, Verilog, ONNX, a web page or a PyTorch program, or from NIR.
 
@@ -40,26 +41,29 @@ def convert(
             (.html), ONNX (.onnx), a program that runs in PyTorch without hibana (.pt2), or, with --arduino,
             a folder.
         dt: time step in seconds; by default that of the source, else 1e-4.
-        steps: number of time steps of a program; by default as in training.
+        steps: number of time steps of a program, by default as in training; of the input of zeros on which
+            firing rates of C code from NIR are measured, by default 1.
         bits: use integers, with weights of 2 to 8 bits, in C, ONNX or a page; by default C and ONNX use
             floating point, pages, circuits and --arduino 8 bits.
         ram: largest number of bytes for variables in C; larger programs are not written.
         flash: largest number of bytes for constants in C; larger programs are not written.
         arduino: write an Arduino and PlatformIO library, which is also an ESP-IDF component.
-        samples: number of test samples in the testbench of a circuit.
-        adders: number of weights that a circuit adds in one cycle: 1, 2, 4, 8, 16 or 32.
+        samples: number of test samples in the testbench of a circuit, by default 20.
+        adders: number of weights that a circuit adds in one cycle: 1, 2, 4, 8, 16 or 32, by default 1.
         top: FPGA for which the top level and constraints of a board are written beside a circuit: ice40-up5k
             (iCEBreaker) or ecp5-85k (ULX3S); the host sends inputs over the serial port.
         report: run yosys, nextpnr and iverilog on a circuit, and print its size, speed, time and energy.
         trust: MODULE:FUNCTION of yours that the file may name and that is then executed; may be repeated.
     """
+    passed = {**locals()}
     allow_local_imports(trust)
     with refuse_errors(), warnings.catch_warnings(record=True) as losses:
         warnings.simplefilter("always", UserWarning)
-        if not os.access(target.parent, os.W_OK):
-            raise ValueError(f"target must be in a folder that can be written, got {target}")
-        if not arduino and target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2", ".v"):
-            raise ValueError(f"target must end in .c, .html, .nir, .onnx, .pt2 or .v, got {target}")
+        _check_target(target, arduino=arduino)
+        kind = "--arduino" if arduino else target.suffix
+        origin = "sources in NIR" if source.suffix == ".nir" else "checkpoints"
+        uses = (kind, origin, f"{kind} from {origin}", f"{kind} with --top" if top else "")
+        check_options("convert", uses, f"from {source} to {target}", passed)
         with progress(f"reading {source}"):
             network = _Source(source, dt, trust)
         integer_bits = 8 if bits is None else bits
@@ -77,11 +81,26 @@ def convert(
         elif target.suffix == ".pt2":
             _write_program(network, target, steps)
         else:
+            samples, adders = 20 if samples is None else samples, 1 if adders is None else adders
             _write_circuit(network, target, integer_bits, samples, adders, top, report=report)
     for loss in losses:
         print(f"lost: {loss.message}")
     size = sum(path.stat().st_size for path in (target, *target.rglob("*")) if path.is_file())
     print(f"{target}  {size:,} bytes")
+
+
+_SUFFIXES = (".c", ".html", ".nir", ".onnx", ".pt2", ".v")
+"""Targets that are files."""
+
+
+def _check_target(target: Path, *, arduino: bool) -> None:
+    """Raises ValueError if `target` can't be written: it must be a folder for `arduino`, else a file."""
+    if not os.access(target.parent, os.W_OK):
+        raise ValueError(f"target must be in a folder that can be written, got {target}")
+    if arduino and (target.suffix in _SUFFIXES or target.is_file()):
+        raise ValueError(f"target must be a folder with --arduino, such as {target.stem}, got {target}")
+    if not arduino and target.suffix not in _SUFFIXES:
+        raise ValueError(f"target must end in {', '.join(_SUFFIXES)}, or --arduino be given, got {target}")
 
 
 _REDUCTIONS = {
@@ -197,8 +216,6 @@ def _write_circuit(
 
     if samples < 1:
         raise ValueError(f"--samples must be at least 1, got {samples}")
-    if top is None and report:
-        raise ValueError("--report needs a board: pass --top as well")
     if top is not None and top not in boards.BOARDS:
         raise ValueError(f"--top must be one of {', '.join(boards.BOARDS)}, got {top}")
     net = network.quantized(bits)
@@ -243,6 +260,11 @@ def _write_page(network: _Source, target: Path, bits: int) -> None:
 
     samples = network.samples("a page needs samples to show")
     assert network.model is not None
+    if len(network.shape) not in (2, 3):
+        raise ValueError(
+            f"a page (.html) shows images, and {network.model.settings.title} has inputs of shape "
+            f"{[*network.shape]}; convert it to another target, such as .onnx"
+        )
     title = f"hibana: {network.model.settings.data}"
     page = to_page(network.net, samples, title=title, scores=network.scores, bits=bits)
     files.write(target, page.encode())

@@ -32,8 +32,8 @@ def step_reader(model: "Network", window: float | None, rate: int | None) -> "St
     Args:
         model: a trained network.
         window: length of a time step in milliseconds for events whose times are microseconds; ``None``: the
-            length in training, in the time unit of its recordings. Other inputs ignore it.
-        rate: number of samples of sound per second; ``None``: 16,000. Other inputs ignore it.
+            length in training, in the time unit of its recordings.
+        rate: number of samples of sound per second; ``None``: 16,000.
 
     Raises:
         Refusal: if the network's input can't be read step by step.
@@ -62,10 +62,12 @@ class StepReader(ABC):
 
     Attributes:
         piece: description of a piece, for messages.
+        use: use of the command ``predict`` in :data:`hibana.cli.options.USES`.
         reference: last value that delta coding transmitted.
     """
 
     piece = "a line"
+    use = "--stream"
 
     def __init__(self, model: "Network") -> None:
         self.coding, self.threshold = model.settings.coding, model.settings.delta_threshold
@@ -191,6 +193,8 @@ class _EventReader(_LineReader):
         counts: whether a bin is the number of its events, instead of 1.
     """
 
+    use = "--stream of events"
+
     def __init__(
         self, model: "Network", shape: tuple[int, ...], width: float, *, counts: bool = False
     ) -> None:
@@ -257,6 +261,7 @@ class _SoundReader(StepReader):
     """
 
     piece = "a frame"
+    use = "--stream of sound"
 
     def __init__(self, model: "Network", inputs: SoundInputs, rate: int) -> None:
         super().__init__(model)

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hibana.cli.common import Integer, Refusal, allow_local_imports, progress, refuse_errors
+from hibana.cli.common import Integer, Refusal, Trust, allow_local_imports, progress, refuse_errors
+from hibana.cli.options import check_options
 from hibana.cli.tables import format_answers, print_confusions, regression_error
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def predict(
     stream: bool = False,
     window: float | None = None,
     rate: Integer | None = None,
-    trust: tuple[str, ...] = (),
+    trust: Trust = (),
 ) -> None:
     """Classifies samples, the test set or a stream with a trained network.
 
@@ -40,9 +41,15 @@ def predict(
         rate: for a stream of sound, the number of samples per second; by default 16,000.
         trust: MODULE:FUNCTION of yours that the file may name and that is then executed; may be repeated.
     """
+    passed = {**locals()}
     allow_local_imports(trust)
     if stream and inputs is not None:
         raise Refusal(f"--stream reads standard input; leave {inputs} out, or pass it by < {inputs}")
+    if csv and json:
+        raise Refusal("--csv and --json are two formats; pass one of them")
+    if not stream:
+        uses, here = ("", "the test set") if inputs is None else ("files of samples", inputs)
+        check_options("predict", (uses,), f"on {here}", passed)
     with progress("opening the network"), refuse_errors():
         from hibana.train import load
         from hibana.train import predict as predict_samples
@@ -55,8 +62,6 @@ def predict(
         predict_stream(model, window, output_format, rate)
         return
     if inputs is None:
-        if csv or json:
-            raise Refusal("--csv and --json need samples to predict; pass a file or folder")
         _print_test_results(model)
         return
     with progress(f"reading {inputs}"), refuse_errors():
@@ -92,7 +97,7 @@ def _print_test_results(model: "Network") -> None:
 
 
 def play(
-    checkpoint: Path | None = None, /, *, port: Integer = 0, browser: bool = True, trust: tuple[str, ...] = ()
+    checkpoint: Path | None = None, /, *, port: Integer = 0, browser: bool = True, trust: Trust = ()
 ) -> None:
     """Opens a page in the browser to change a neuron or watch a trained network. Ctrl-C ends it.
 
@@ -125,7 +130,7 @@ def play(
         serve(None if checkpoint is None else str(checkpoint), port, show, trust=list(trust))
 
 
-def share(checkpoint: Path, folder: Path, /, *, overwrite: bool = False, trust: tuple[str, ...] = ()) -> None:
+def share(checkpoint: Path, folder: Path, /, *, overwrite: bool = False, trust: Trust = ()) -> None:
     """Writes a trained network to a folder for others, with a model card.
 
     The command hf upload of huggingface_hub publishes the folder. An existing README.md is not replaced.

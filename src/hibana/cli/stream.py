@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hibana.cli.common import Failure, progress, refuse_errors
 from hibana.cli.input_steps import step_reader
+from hibana.cli.options import check_options
 from hibana.cli.tables import csv_line, format_step
 from hibana.network import native
 from hibana.train.prediction import to_answers
@@ -40,10 +41,13 @@ def predict_stream(
         rate: samples of sound per second; ``None``: 16,000.
 
     Raises:
-        Refusal: if the network can't run step by step, or its input has no steps.
+        Refusal: if the network can't run step by step, its input has no steps, or an option has no effect on
+            this input.
         Failure: at the end, if lines were skipped.
     """
     reader = step_reader(model, window, rate)
+    passed = {"window": window, "rate": rate}
+    check_options("predict", (reader.use,), f"on a stream for {model.settings.title}", passed)
     predictor = _StreamPredictor(model, output_format, reader.dtype)
     number = skipped = 0
     try:

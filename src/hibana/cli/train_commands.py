@@ -16,10 +16,22 @@ from docstring_parser import parse
 
 from hibana import keep_memory
 from hibana.cli import tables
-from hibana.cli.common import Failure, Integer, Refusal, allow_local_imports, progress, refuse_errors
+from hibana.cli.common import (
+    Failure,
+    Integer,
+    Refusal,
+    Trust,
+    allow_local_imports,
+    progress,
+    refuse_errors,
+)
+from hibana.cli.options import check_options
 
 with progress("loading PyTorch"):
     from hibana.train import Settings, read, results
+    from hibana.train.architecture import rocket_parameters
+    from hibana.train.checkpoint import RUNS
+    from hibana.train.firing_rates import spiking_layers
     from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim
     from hibana.train.settings import CHOICES, FILE_OPTIONS
     from hibana.train.threads import choose
@@ -28,8 +40,6 @@ if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train import Classifier, Outcome
     from hibana.train.run import Prepared
-
-RUNS = Path("hibana-runs")
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,7 +78,7 @@ def train(  # noqa: D417 - options are documented in Settings
     resume: Path | None = None,
     overwrite: bool = False,
     threads: Annotated[Integer | None, cyclopts.Parameter(validator=Number(gte=1, lte=1024))] = None,
-    trust: tuple[str, ...] = (),
+    trust: Trust = (),
     **options: Any,
 ) -> None:
     """Trains a spiking network and compares it with a linear model.
@@ -100,6 +110,10 @@ def train(  # noqa: D417 - options are documented in Settings
             from hibana.train.run import prepare
         with progress("reading the data"):
             prepared = prepare(new, path, resume=resume, trust=trust, **options)
+        if new is not None:
+            uses = {*_uses(prepared.settings, prepared.model), "--settings" if settings else ""}
+            passed = {**dict.fromkeys(options, True), "trust": trust}
+            check_options("train", uses, f"on {prepared.settings.title}", passed)
         if (accelerator := prepared.settings.accelerator) not in ("cpu", "auto"):
             _check_accelerator(accelerator)
         folder = claim(prepared.folder, resume=prepared.resume, overwrite=overwrite)
@@ -113,6 +127,20 @@ def train(  # noqa: D417 - options are documented in Settings
             print(summary, flush=True)
         choose(prepared.model, threads)
         _complete(prepared, folder)
+
+
+def _uses(settings: Settings, model: "Classifier") -> set[str]:
+    """Returns what a training does, in phrases of :data:`hibana.cli.options.USES`."""
+    spikes, is_rocket = bool(spiking_layers(model.net)), rocket_parameters(settings.layers) is not None
+    uses = {
+        "classification": not model.is_regression,
+        "layers of --cell": spikes and not is_rocket,
+        "layers described by words": not is_rocket and ":" not in settings.layers,
+        "layers that spike": spikes,
+        "--epochs above 0": settings.epochs > 0,
+        "--rate-penalty above 0": settings.rate_penalty > 0,
+    }
+    return {settings.data_kind, f"--coding {settings.coding}", *(use for use in uses if uses[use])}
 
 
 def _check_accelerator(name: str) -> None:

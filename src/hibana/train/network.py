@@ -117,7 +117,7 @@ class Network(nn.Module):
             name: the network's name in the card; the folder's name if empty.
 
         Raises:
-            ModuleNotFoundError: if the extra ``hub`` is not installed.
+            ModuleNotFoundError: if the extra ``train`` is not installed.
             OSError: if a file can't be written.
         """
         from hibana.train import pretrained
@@ -136,7 +136,7 @@ class Network(nn.Module):
             options: options of ``huggingface_hub.snapshot_download``, such as ``revision``.
 
         Raises:
-            ModuleNotFoundError: if the extra ``hub`` is not installed.
+            ModuleNotFoundError: if the extra ``train``, or for the Hub the extra ``hub``, is not installed.
             ValueError: if there is no network of that name, or it is damaged, or of a later version, or names
                 a function that is not in `trust`. Errors of the Hub are those of ``huggingface_hub``.
         """

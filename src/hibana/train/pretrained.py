@@ -53,7 +53,7 @@ def pretrained(name: str) -> "Network":
         :func:`hibana.train.predict` returns class names.
 
     Raises:
-        ModuleNotFoundError: if the extras ``train`` and ``hub`` are not installed.
+        ModuleNotFoundError: if the extra ``train`` is not installed.
         ValueError: if there is no network of that name; the message lists all names.
 
     >>> import torch

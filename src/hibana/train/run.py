@@ -174,9 +174,12 @@ def prepare(
     if resume is None and (interrupted := interrupted_folder(folder)) is not None:
         folder = resume = interrupted
     checkpoint_path = description = None
+    content: dict[str, Any] = {}
     if resume is not None:
         settings, checkpoint_path = resume_settings(resume, trust=trust, **changes)
-    if checkpoint_path is not None and "description" in (content := checkpoint.read(checkpoint_path)):
+    if checkpoint_path is not None:
+        content = checkpoint.read(checkpoint_path)
+    if "description" in content:
         description = data.user_data.description_from_plain(content["description"])
     assert settings is not None
     if samples is not None and not isinstance(samples, data.DataSet):
@@ -186,6 +189,8 @@ def prepare(
     samples = samples or settings.samples(description)
     samples.prepare_data()
     samples.setup()
+    if content:
+        _check_sizes(samples, content["hyper_parameters"], resume)
     for part in ("training", "validation", "test"):  # the classifier checks batches of other samples
         if isinstance(split := getattr(samples, part), data.InMemory):
             split.check_finite(part)
@@ -196,6 +201,16 @@ def prepare(
     lightning.seed_everything(settings.seed, verbose=False)
     model = build_classifier(settings, samples, checkpoint_path)
     return Prepared(settings, samples, model, folder, resume, checkpoint_path)
+
+
+def _check_sizes(samples: data.DataSet, run: dict[str, Any], path: Path | None) -> None:
+    """Raises ValueError if `samples` have other sizes than in `run`, the options of the run at `path`."""
+    shape, classes = list(samples.shape), samples.classes
+    if (shape, classes) != (run["shape"], run["classes"]):
+        raise ValueError(
+            f"data must have inputs of shape {run['shape']} and {run['classes']} outputs, as in {path}, "
+            f"which is resumed; they have {shape} and {classes}"
+        )
 
 
 def _with_torchrun_processes(settings: Settings) -> Settings:

@@ -11,13 +11,10 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, NamedTuple, Self
 
-import yaml
-
 from hibana import cells
 from hibana.cells import peer_aliases, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, UserData, user_data
 from hibana.nn import loss
-from hibana.runtime import files
 from hibana.train import architecture, checkpoint
 from hibana.train.recipes import MIN_VALIDATION_ROWS, defaults, rocket
 
@@ -371,8 +368,7 @@ class Settings:
 
     def write(self, path: Path | str) -> None:
         """Writes a YAML file from which :func:`read` returns an equal object."""
-        text = f"# Settings of a hibana run\n{yaml.safe_dump(asdict(self), sort_keys=False)}"
-        files.write(Path(path), text.encode())
+        checkpoint.write_settings(asdict(self), Path(path))
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -445,6 +441,9 @@ def _check_option(option: Field[Any], value: Any) -> None:
     elif isinstance(accepted, tuple):
         for word in value.split("-") if name == "augment" else [value]:
             if word not in accepted and name != "surrogate":  # named() ignores case and dashes
-                raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {short_repr(word)}")
+                same_case = {choice.lower(): choice for choice in accepted}
+                similar = difflib.get_close_matches(word[:80].lower(), same_case, 1)
+                hint = f"; did you mean {same_case[similar[0]]}?" if similar else ""
+                raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {short_repr(word)}{hint}")
     elif accepted is not None:
         accepted(value)

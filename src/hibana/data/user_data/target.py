@@ -87,7 +87,11 @@ def fit_target(name: str, labels: Sequence[str], training: Sequence[int], task: 
     numbers_first = {name: math.inf if math.isnan(number(name)) else number(name) for name in labels}
     classes = tuple(sorted(numbers_first, key=lambda name: (numbers_first[name], name)))
     if len(classes) < 2:
-        raise ValueError(f"label {name!r} must have at least two classes, got {', '.join(classes) or 'none'}")
+        rows = "the only sample" if len(labels) == 1 else f"each of {len(labels):,} samples"
+        raise ValueError(
+            f"label {name!r} must have at least two classes, and {rows} has {', '.join(map(repr, classes))}; "
+            f"choose another label, or add samples"
+        )
     if len(classes) > max(FEW, len(labels) // 2):
         raise ValueError(
             f"label {name!r} has {len(classes)} classes in {len(labels)} samples; is it a quantity "

@@ -4,11 +4,10 @@ Of 6,000 valid files with random damage, HDF5 looped forever on 10, crashed on 1
 memory for 6. This file is also the program of that process, so it imports nothing of hibana.
 """
 
-import math
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +51,8 @@ def load(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:
         raise ValueError(f"{name} is damaged: reading it does not end") from error
     *_, reason = ["", *process.stderr.decode(errors="replace").strip().splitlines()]
     if process.returncode < 0:
-        signal = -process.returncode
-        raise ValueError(f"{name} is damaged: HDF5 crashes on it or does not end (signal {signal})")
+        number = -process.returncode
+        raise ValueError(f"{name} is damaged: HDF5 crashes on it or does not end (signal {number})")
     if process.returncode:
         raise ValueError(f"{name} is damaged or not a NIR file: {reason}")
     with h5py.File(path, "r") as file:
@@ -86,15 +85,15 @@ def refusal(file: Any, max_bytes: int) -> str | None:
 def limit_resources(size: int, max_bytes: int) -> None:
     """Has the system end this process if a file of `size` bytes takes too much time or memory.
 
-    The limits are 2 s of processor time and 1 s more per 5 MB, and 256 MB for Python and its libraries in
+    The limits are 1 s of processor time and 1 s more per 5 MB, and 256 MB for Python and its libraries in
     addition to the arrays.
     """
     try:
         import resource
     except ImportError:  # on Windows, where the caller alone limits the time
         return
-    seconds = math.ceil(time.process_time() + 2.0 + size / 5e6)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent may have it ignored
+    signal.setitimer(signal.ITIMER_PROF, 1.0 + size / 5e6)  # RLIMIT_CPU counts whole seconds
     memory = (1 << 28) + min(max_bytes, MAX_EXPANSION * size)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
