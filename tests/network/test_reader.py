@@ -274,6 +274,30 @@ def test_a_mean_over_a_sequence_covers_all_of_it():
         torch.testing.assert_close(hb.compile(net, x)(x), net(x))
 
 
+def build_normalized():
+    return nn.Sequential(
+        nn.Linear(3, 8), hb.EachStep(nn.BatchNorm1d(8)), hb.IF(0.5), nn.Linear(8, 2), hb.LI()
+    )
+
+
+@pytest.mark.parametrize("change", [lambda net: net, lambda net: hb.optimize(net, ROWS, verbose=False)])
+def test_normalization_in_each_step_after_a_layer_over_time(change):
+    torch.manual_seed(0)
+    net = change(build_normalized())
+    for _ in range(5):
+        net(ROWS)
+    net.eval()
+    with torch.no_grad():
+        expected = net(ROWS)
+    assert expected.std() > 0
+    torch.testing.assert_close(hb.compile(net, ROWS)(ROWS), expected)
+    torch.testing.assert_close(in_order(net, ROWS)(ROWS), expected)
+    assert "net_step" in hb.convert.to_c(net, ROWS).source
+    quantized, _ = hb.quantize(net, ROWS)
+    with torch.no_grad():
+        assert torch.equal(hb.compile(quantized, ROWS)(ROWS), quantized(ROWS))
+
+
 def test_normalization_without_weights():
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, affine=False))
