@@ -66,7 +66,7 @@ def test_a_user_defined_module():
 def test_normalization_outside_of_each_step_is_not_folded_into_a_layer_inside():
     net = nn.Sequential(hb.EachStep(nn.Linear(4, 3)), nn.BatchNorm1d(3), hb.LI())
     net(torch.rand(5, 3, 4))  # the samples of a step are as many as features
-    with pytest.raises(ValueError, match="layer 1: .*outside of EachStep it takes samples for channels"):
+    with pytest.raises(ValueError, match=r"layer 1: .*outside of EachStep it takes samples for channels"):
         hb.fold_batchnorm(net)
 
 

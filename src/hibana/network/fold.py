@@ -65,8 +65,8 @@ def trace_folded(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
     - ``leading``: the number of dimensions before those of a sample; 2 for time and batch, 1 if joined,
     - ``within``: the path of the module whose ``forward`` calls,
-    - ``normalized``: whether the layer holds a batch normalization over dimension 1 that was called outside of
-      :class:`EachStep`, which is valid only if `net` itself has joined time and batch.
+    - ``normalized``: whether the layer holds a batch normalization over dimension 1 that was called outside
+      of :class:`EachStep`, which is valid only if `net` itself has joined time and batch.
 
     Raises:
         ValueError: as :func:`fold_batchnorm`.
@@ -156,7 +156,7 @@ def _fused_sparse(layer: SparseLinear, norm: Any) -> SparseLinear:
 
 
 def _exclusive_layer(net: nn.Module, calls: fx.Graph, norm: fx.Node) -> nn.Module | None:
-    """The linear layer or convolution before the call `norm`; None if it, or its result, is used elsewhere."""
+    """The layer with weights before the call `norm`, if neither it nor its result is used elsewhere."""
     node: Any = norm.args[0]
     module = _module(net, node)
     takes_time = isinstance(module, Window | SparseLinear)
