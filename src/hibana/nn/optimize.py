@@ -3,7 +3,7 @@
 It visits modules rather than a graph of calls, because a class applies to every call of a module.
 """
 
-from typing import TypeVar, cast
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +71,9 @@ def optimize(
     Args:
         net: any module; changed in place.
         example: an input ``[T, batch, ...]``; the network is called with it a few times, in evaluation,
-            before and after. If the results differ, all changes are undone. If the network takes it without
-            changes, because it joins time and batch itself or with :class:`hibana.EachStep`, all layers
-            keep the axes that they have in ``torch.nn``.
+            before and after. If the results differ, all changes are undone. If the network returns
+            ``[T, batch, ...]`` without changes, because it joins time and batch itself or with
+            :class:`hibana.EachStep`, all layers keep the axes that they have in ``torch.nn``.
         undo: restores the previous class of every layer, and changes nothing else.
         verbose: prints a table of the changed layers, and of unchanged layers with the reason;
             :func:`hibana.explain` lists the changed classes too.
@@ -178,6 +178,11 @@ def _change_for(net: nn.Module, example: Tensor) -> None:
     """Changes the layers of `net`, and checks that its outputs for the input `example` stay the same."""
     expected = _result(net, example)
     if not isinstance(expected, Exception):
+        if not _has_time(expected, example):
+            _change_layers(net)
+            if _has_time(_result(net, example), example):
+                return
+            _undo(net)
         _change_layers(net, add_time=False)
         _check_same(net, example, expected)
         return
@@ -191,7 +196,7 @@ def _change_for(net: nn.Module, example: Tensor) -> None:
         _outputs(net, example)  # raises the exception of the changed network
         return
     over_time = _result(net, example)
-    if isinstance(over_time, Exception) or any(t.shape[:2] != example.shape[:2] for t in over_time):
+    if not _has_time(over_time, example):
         _join(net, example)
     elif not _is_close(over_time, expected):
         raise RuntimeError(
@@ -200,6 +205,13 @@ def _change_for(net: nn.Module, example: Tensor) -> None:
             "hibana.EachStep"
         )
     _check_same(net, example, expected)
+
+
+def _has_time(outputs: list[Tensor] | Exception, example: Tensor) -> TypeGuard[list[Tensor]]:
+    """Whether `outputs` are tensors ``[T, batch, ...]`` with the sizes of the `example`."""
+    if isinstance(outputs, Exception):
+        return False
+    return all(tensor.shape[:2] == example.shape[:2] for tensor in outputs)
 
 
 def _check_same(net: nn.Module, example: Tensor, expected: list[Tensor]) -> None:

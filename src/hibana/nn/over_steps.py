@@ -181,9 +181,9 @@ class Dropout1dOverSteps(OverSteps, nn.Dropout1d):
 
 
 class SequenceUpsampleOverSteps(UpsampleOverSteps):
-    """``nn.Upsample`` of sequences."""
+    """``nn.Upsample`` in a network without layers of images, where all inputs have time."""
 
-    with_time = (4,)
+    with_time = (4, 5)
 
 
 class SequenceFlattenOverSteps(FlattenOverSteps):
