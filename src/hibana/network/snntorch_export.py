@@ -67,7 +67,7 @@ def to_snntorch(net: nn.Module, example: Tensor) -> nn.Sequential:
         if node.inputs != (last,) or (node.users == [] and node is not network.output):
             raise Unsupported(f"layer {node.name!r}: a chain of snnTorch modules has no branches")
         _add_reshape(chain, last.shape, node.input_shapes[0])
-        module = _module(node, is_last=node is network.output)
+        module: Any = _module(node, is_last=node is network.output)
         if network.dtype != torch.float32 and hasattr(module, "spike_grad"):
             module.spike_grad = _with_dtype(module.spike_grad)
         chain.add_module(node.name.replace(".", "_"), module)
