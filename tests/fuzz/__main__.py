@@ -17,7 +17,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from fuzz import circuits, deep, differ, large, networks, sizes, sparse, steps, twins
+from fuzz import circuits, deep, differ, large, networks, plain, sizes, sparse, steps, twins
 from fuzz.differ import Counts, Different
 
 BATCHES = {
@@ -28,6 +28,7 @@ BATCHES = {
     "sizes": 40,
     "sparse": 100,
     "circuits": 20,
+    "plain": 150,
 }
 """Programs per batch."""
 TIMEOUT = 1200
@@ -102,9 +103,9 @@ def _run_batch(kind: str, batch: int, count: int, target: Path) -> None:
     def write() -> None:
         target.write_text(json.dumps({"counts": asdict(counts), "findings": findings}))
 
-    if kind in ("sizes", "circuits"):
-        section = sizes if kind == "sizes" else circuits
-        findings += section.run(batch, BATCHES[kind], counts, record)
+    sections = {"sizes": sizes, "circuits": circuits, "plain": plain}
+    if kind in sections:
+        findings += sections[kind].run(batch, BATCHES[kind], counts, record)
         write()
         return
     strategy, compare = {

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -115,7 +116,7 @@ def _cell(cell_class: type[hb.Cell], variation: Variation) -> hb.Cell:
 
 
 def _run(cell: hb.Cell, variation: Variation, backend: str, *, vectorized: bool = True) -> _Results:
-    """Outputs, last states and gradients of `backend`; see :class:`_VectorizedZeros` for `vectorized`."""
+    """Outputs, last states and gradients of `backend`; see :class:`_Vectorized` for `vectorized`."""
     cell.__dict__["count"] = 0
     cell.zero_grad()
     inputs = variation.inputs().requires_grad_()
@@ -123,8 +124,9 @@ def _run(cell: hb.Cell, variation: Variation, backend: str, *, vectorized: bool 
     state = variation.initial_state(3, state_dtype)
     if state is not None:
         state = tuple(value.requires_grad_() for value in state)
-    vectorized = vectorized and backend == "reference" and "imum(" in str(cell.__doc__)
-    with _VectorizedZeros() if vectorized else nullcontext():
+    text = str(cell.__doc__)
+    vectorized = vectorized and backend == "reference" and ("imum(" in text or "exp2(" in text)
+    with _Vectorized() if vectorized else nullcontext():
         outputs, last = hb.unroll(cell, inputs, state, backend=backend)
     values = {"output": outputs.detach().clone()}
     values |= {f"last {name}": value.detach().clone() for name, value in zip("uvs", last, strict=True)}
@@ -221,10 +223,40 @@ def _each_close(actual: _Results, expected: _Results, scale: float, tolerance: f
         assert_close(actual.grads.get(name), grad, grad.new_tensor(scale), tolerance, name)
 
 
-class _VectorizedZeros(TorchDispatchMode):
-    """Chooses between 0.0 and -0.0 in all elements as PyTorch's vectorized code, also in the last few."""
+class _Exp2(hb.Cell):
+    """The compiled ``exp2``."""
+
+    def forward(self, x: Tensor, s: Tensor) -> tuple[Tensor]:
+        """The power of two of `x`."""
+        return (torch.exp2(x),)
+
+
+def _exp2_of_each(x: Tensor) -> Tensor:
+    """``exp2`` of each number by PyTorch's scalar loop: of a tensor of one number."""
+    return torch.cat([torch.exp2(part) for part in x.flatten().split(1)]).view(x.shape)
+
+
+@cache
+def _is_exp2_scalar(dtype: torch.dtype) -> bool:
+    """Whether the compiled ``exp2`` is that of PyTorch's scalar loop, the C library's, on this processor."""
+    x = torch.linspace(-3, 3, 512, dtype=dtype)[None, None]
+    return torch.equal(hb.unroll(_Exp2(), x, backend="cpu")[0], _exp2_of_each(x))
+
+
+class _Vectorized(TorchDispatchMode):
+    """Computes all elements alike, where PyTorch's code for vectors and its loop for the others differ.
+
+    They choose between 0.0 and -0.0 in ``maximum`` and ``minimum`` (here as for vectors), and have another
+    ``exp2`` (here the one that the compiled step has everywhere).
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.exp2.default and args[0].dtype in (torch.float32, torch.float64):
+            (x,) = args
+            padded = torch.nn.functional.pad(x.flatten(), (0, -x.numel() % 64))
+            scalar = _is_exp2_scalar(x.dtype) and x.numel()
+            numbers = _exp2_of_each(x) if scalar else func(padded)[: x.numel()].view(x.shape)
+            return torch.empty_like(x).copy_(numbers)
         if func not in (torch.ops.aten.maximum.default, torch.ops.aten.minimum.default):
             return func(*args, **(kwargs or {}))
         first, second = args

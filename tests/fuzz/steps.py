@@ -14,7 +14,8 @@ __all__ = ["SETTINGS", "SURROGATES", "Step", "steps"]
 
 # Placeholders: {n} is a tensor of numbers, {b} of booleans, {i} of integers; {w} is a tensor of numbers that
 # the step has created; {c} is a Python number. hibana may refuse the templates named ODD with a message.
-# exp2, hypot and others are missing, because their bits in PyTorch depend on the position in a tensor.
+# hypot and others are missing, because their bits in PyTorch depend on the position in a tensor; for exp2 and
+# maximum the reference computes all positions alike (fuzz.differ).
 NUMBERS = """
 {n} + {n} ; {n} - {n} ; {n} * {n} ; {n} / ({n}.abs() + 1) ; {n} / {n} ; -{n} ; {n} * {c} ; {c} - {n}
 {n} + {c} ; {n} * {n} + {n} ; {n}.abs() ; torch.relu({n}) ; torch.sqrt({n}.abs()) ; {n}.clamp(-0.5, 0.7)
@@ -30,7 +31,7 @@ torch.full_like({n}, -0.0) ; {n}.contiguous() ; {n}.view_as({n}) ; {n}.expand_as
 {n} - 0.0 ; self.surrogate({n}) ; self.surrogate({n} - {n}) ; hb.Heaviside.apply({n})
 self.surrogate(self.number * {n}) ; self.number * {n} ; {n} + self.number ; {n} * self.each
 {n} + self.learned ; {n} * self.learned_each ; self.number * {b} + {n} ; self.truth * {n}
-{n} - self.integer ; {n} * (self.number == 1) ; {n} * (self.number is True)
+torch.exp2({n}) ; {n} - self.integer ; {n} * (self.number == 1) ; {n} * (self.number is True)
 """
 ODD_NUMBERS = """
 {i} * {n} ; {i}.float() ; {n} + {i} ; {i}.to({n}.dtype) ; torch.lerp({n}, {n}, 0.3)

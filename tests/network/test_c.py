@@ -208,6 +208,28 @@ def test_programs_add_any_number_of_active_rows_exactly(integers, tmp_path):
     assert torch.equal(outputs, expected)
 
 
+class SumOfThree(nn.Module):
+    """The sum of two layers, then of a third: all read the input, and run before the first sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 2) for _ in range(3))
+
+    def forward(self, x):
+        one, two, three = self.layers
+        total = one(x) + two(x)
+        return total + three(x)
+
+
+@needs_cc
+def test_layers_of_the_input_keep_their_outputs_until_they_are_added(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(SumOfThree(), hb.IF(0.3)).eval()
+    for parameter in net.parameters():
+        parameter.data.copy_((parameter * 64).round() / 64)
+    check_programs(net, torch.randint(0, 9, (8, 2, 8)) / 8, tmp_path)
+
+
 @needs_cc
 def test_event_lists_and_constant_inputs_give_the_same_outputs_as_dense_inputs(tmp_path):
     net = nn.Sequential(

@@ -39,6 +39,7 @@ class Reordered(nn.Module):
         lambda: nn.Sequential(
             nn.Flatten(2), hb.EachStep(nn.Sequential(hb.Linear(72, 4), nn.BatchNorm1d(4))), hb.LI()
         ),
+        lambda: nn.Sequential(nn.Flatten(2), nn.Linear(72, 4), hb.EachStep(nn.BatchNorm1d(4)), hb.LI()),
         lambda: nn.Sequential(hb.EachStep(nn.BatchNorm2d(2)), hb.LI()),
     ],
 )
@@ -60,6 +61,22 @@ def test_a_user_defined_module():
     assert isinstance(folded.norm.module, nn.Identity)
     assert isinstance(folded.conv.module, hb.Conv2d)
     torch.testing.assert_close(folded(x).mean(), net(x).mean(), rtol=0.02, atol=0.0)  # ties may turn over
+
+
+def test_normalization_outside_of_each_step_is_not_folded_into_a_layer_inside():
+    net = nn.Sequential(hb.EachStep(nn.Linear(4, 3)), nn.BatchNorm1d(3), hb.LI())
+    net(torch.rand(5, 3, 4))  # the samples of a step are as many as features
+    with pytest.raises(ValueError, match=r"layer 1: .*outside of EachStep it takes samples for channels"):
+        hb.fold_batchnorm(net)
+
+
+def test_an_optimized_network_is_folded():
+    x = torch.rand(5, 3, 2, 6, 6)
+    net = hb.optimize(nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), hb.LI()), verbose=False)
+    _with_statistics(net, x)
+    folded = hb.fold_batchnorm(net)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-5)
 
 
 def test_layers_that_cannot_be_folded_are_named():

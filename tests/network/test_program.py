@@ -39,6 +39,14 @@ def test_layers_of_all_sizes(size):
     check_programs(dyadic(mlp(5, size, 3)), (torch.rand(9, 2, 5) < 0.5).float())
 
 
+@pytest.mark.parametrize("neurons", [1, 2])
+def test_a_single_recurrent_neuron(neurons):
+    """A matrix of one synapse has the shape of a parameter that broadcasts."""
+    net = nn.Sequential(nn.Linear(5, neurons), hb.Recurrent(hb.LIFCell(2.0, 0.1), neurons)).eval()
+    nn.init.constant_(net[0].weight, 0.5)
+    check_programs(dyadic(net), (torch.rand(9, 2, 5) < 0.5).float())
+
+
 class InputResidual(nn.Module):
     """A branch added to the input, whose memory layout differs from that of a convolution's output."""
 

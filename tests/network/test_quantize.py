@@ -137,6 +137,94 @@ def test_random_quantized_networks_are_the_same_in_c(tmp_path_factory, data):
     check(nn.Sequential(*layers), inputs, tmp_path_factory.mktemp("c"))
 
 
+class Sum(nn.Module):
+    """The sum of the outputs of paths from one input."""
+
+    def __init__(self, *paths):
+        super().__init__()
+        self.paths = nn.ModuleList(paths)
+
+    def forward(self, x):
+        first, *others = self.paths
+        total = first(x)
+        for path in others:
+            total = total + path(x)
+        return total
+
+
+def skip():
+    """The default network of small tables, and a third path."""
+    third = nn.Sequential(nn.Linear(6, 4), hb.IF(0.3), hb.Delay(1.0), nn.Linear(4, 3))
+    paths = nn.Linear(6, 3), nn.Sequential(nn.Linear(6, 9), hb.IF(0.3), nn.Linear(9, 3)), third
+    return nn.Sequential(Sum(*paths), hb.LI())
+
+
+def residual():
+    """A residual network with global average pooling; one block adds spikes, and one currents."""
+
+    def conv(inputs, outputs, kernel=3):
+        return hb.EachStep(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
+
+    block = Sum(nn.Identity(), nn.Sequential(conv(4, 4), hb.IF(0.2)))
+    shortcut = Sum(conv(4, 6), nn.Sequential(hb.EachStep(nn.AvgPool2d(3, 1, 1)), conv(4, 6, 1)))
+    end = hb.EachStep(nn.AdaptiveAvgPool2d(1)), nn.Flatten(2), nn.Linear(6, 3), hb.LI()
+    return nn.Sequential(conv(1, 4), hb.IF(0.3), block, shortcut, hb.IF(0.2), *end)
+
+
+def sequences():
+    """Poolings of sequences."""
+    convolution = hb.EachStep(nn.Sequential(nn.Conv1d(2, 4, 3), nn.AvgPool1d(2)))
+    end = hb.EachStep(nn.AdaptiveAvgPool1d(1)), nn.Flatten(2), nn.Linear(4, 3), hb.LI()
+    return nn.Sequential(convolution, hb.IF(0.2), *end)
+
+
+SUMS = {"skip": (skip, (6,)), "residual": (residual, (1, 6, 6)), "sequences": (sequences, (2, 9))}
+
+
+@needs_cc
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_at_different_scales_and_global_means_are_the_same_in_c(name, tmp_path):
+    torch.manual_seed(0)
+    make, shape = SUMS[name]
+    net, inputs = make().eval(), torch.rand(8, 5, *shape)
+    quantized, report, _ = check(net, inputs, tmp_path)
+    assert torch.equal(hb.compile(quantized, inputs)(inputs), quantized(inputs))
+    assert report.layers[-1].agreement > 0.99
+    assert all(layer.weight_error < 0.01 for layer in report.layers)
+    zeros = copy.deepcopy(net)
+    nn.init.zeros_(next(m for m in zeros.modules() if isinstance(m, nn.Linear | nn.Conv2d)).weight)
+    hb.quantize(zeros, inputs)
+
+
+def test_global_means_of_an_optimized_network_are_quantized():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 4, 3), hb.IF(0.3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3), hb.LI()
+    net, x = hb.optimize(nn.Sequential(*layers).eval(), verbose=False), torch.rand(6, 3, 2, 6, 6)
+    quantized, report = hb.quantize(net, x)
+    assert torch.equal(hb.compile(quantized, x)(x), quantized(x))
+    assert report.layers[-1].agreement > 0.99
+
+
+class Mean(nn.Module):
+    def forward(self, x):
+        return x.mean((-1, -2))
+
+
+def test_averages_without_an_integer_form_are_named():
+    x = torch.rand(3, 2, 2, 6, 6)
+    with pytest.raises(Unsupported, match="layer 'mean': a mean in a forward has no integer form"):
+        hb.quantize(nn.Sequential(hb.IF(), Mean(), nn.Linear(2, 3)), x)
+    pooling = hb.EachStep(nn.AvgPool2d(3, padding=1, count_include_pad=False))
+    with pytest.raises(Unsupported, match=r"layer '1\.module': AvgPool2d with count_include_pad=False"):
+        hb.quantize(nn.Sequential(hb.IF(), pooling, hb.IF()), x)
+    mean = hb.EachStep(nn.AdaptiveAvgPool2d(1))
+    twice = nn.Sequential(hb.IF(), Sum(mean, nn.Sequential(hb.EachStep(nn.MaxPool2d(2)), mean)), hb.IF())
+    with pytest.raises(Unsupported, match=r"layer .* is called on images of different sizes"):
+        hb.quantize(twice, x)
+    with pytest.raises(Unsupported, match="layer 'add' adds integers of different scales"):
+        hb.quantize(nn.Sequential(hb.IF(), Sum(nn.Identity(), hb.EachStep(nn.Conv2d(2, 2, 1)))), x)
+
+
 def products(program):
     """The lines of a program's functions that multiply numbers, except for address computations."""
     code = re.sub(r"/\*.*?\*/", "", program.source, flags=re.DOTALL)

@@ -168,7 +168,10 @@ UNREADABLE = [
     (nn.Sequential(nn.Linear(3, 3), Multiplies()), "'sigmoid' in layer '1': sigmoid is not supported"),
     (nn.Sequential(nn.Linear(3, 3), Scaled()), r"'1\.gain' is a tensor outside of a layer"),
     (nn.Sequential(nn.Linear(3, 3), Drops()), "'dropout' in layer '1' .*, and drops some in evaluation"),
-    (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "layer '1': LayerNorm is not a supported layer"),
+    (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "'1': LayerNorm is not .*; use batch normalization"),
+    (nn.Sequential(nn.Linear(3, 3), nn.ReLU()), "layer '1': ReLU is not .*; use neurons, or .*from_ann"),
+    (Applied(torch.relu), "relu is not supported; use neurons"),
+    (Applied(lambda x: torch.cat([x, x], -1)), r"'cat' in Applied.forward: cat is not .*; add the outputs"),
     (nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3)), "layer '1': GRU is not a supported layer"),
     (nn.Sequential(nn.Linear(3, 3), nn.Flatten()), r"layer '1' makes \[5, 6\] of \[5, 2, 3\]"),
     (nn.Sequential(hb.IF(), HidesLayer()), r"layer '1': HidesLayer\.forward cannot be traced: "),
@@ -272,6 +275,30 @@ def test_a_mean_over_a_sequence_covers_all_of_it():
     x = torch.rand(6, 2, 1, 5)
     with torch.no_grad():
         torch.testing.assert_close(hb.compile(net, x)(x), net(x))
+
+
+def build_normalized():
+    return nn.Sequential(
+        nn.Linear(3, 8), hb.EachStep(nn.BatchNorm1d(8)), hb.IF(0.5), nn.Linear(8, 2), hb.LI()
+    )
+
+
+@pytest.mark.parametrize("change", [lambda net: net, lambda net: hb.optimize(net, ROWS, verbose=False)])
+def test_normalization_in_each_step_after_a_layer_over_time(change):
+    torch.manual_seed(0)
+    net = change(build_normalized())
+    for _ in range(5):
+        net(ROWS)
+    net.eval()
+    with torch.no_grad():
+        expected = net(ROWS)
+    assert expected.std() > 0
+    torch.testing.assert_close(hb.compile(net, ROWS)(ROWS), expected)
+    torch.testing.assert_close(in_order(net, ROWS)(ROWS), expected)
+    assert "net_step" in hb.convert.to_c(net, ROWS).source
+    quantized, _ = hb.quantize(net, ROWS)
+    with torch.no_grad():
+        assert torch.equal(hb.compile(quantized, ROWS)(ROWS), quantized(ROWS))
 
 
 def test_normalization_without_weights():

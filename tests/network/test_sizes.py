@@ -23,6 +23,24 @@ def _run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
+def test_plain_networks_are_equal_optimized_compiled_in_c_in_onnx_and_in_integers():
+    result = _run("-c", PLAIN)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+PLAIN = """
+import warnings
+from fuzz import plain
+from fuzz.differ import Counts
+warnings.simplefilter("ignore")
+counts = Counts()
+findings = plain.run(0, 12, counts, lambda net: None)
+assert not findings, findings
+assert counts.compared == 12 and counts.refused < 6, counts
+"""
+"""The first cases of ``python -m fuzz --only plain``."""
+
+
 def test_equal_sizes_give_equal_outputs_and_no_access_outside_a_buffer():
     result = _run("-m", "fuzz", "--only", "sizes", "--cases", "20", "--seed", "0")
     assert result.returncode == 0, result.stdout + result.stderr

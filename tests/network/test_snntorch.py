@@ -44,10 +44,11 @@ NETWORKS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_snntorch_modules_spike_alike_at_each_step(name):
-    net = chain_on_grid(*NETWORKS[name]())
-    x = torch.randint(0, 64, (30, 4, 2, 6, 6) if name == "convolution" else (30, 4, 6)) / 32
+def test_snntorch_modules_spike_alike_at_each_step(name, dtype):
+    net = chain_on_grid(*NETWORKS[name]()).to(dtype)
+    x = torch.randint(0, 64, (30, 4, 2, 6, 6) if name == "convolution" else (30, 4, 6)).to(dtype) / 32
     chain = hb.convert.to_snntorch(net, x[:2])
     assert not any(type(module).__module__.startswith("hibana") for module in chain.modules())
     assert any(type(module).__module__.startswith("hibana") for module in net.modules())

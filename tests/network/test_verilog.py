@@ -13,6 +13,7 @@ from torch import nn
 import hibana as hb
 from hibana.network.verilog.circuit import Array
 from hibana.network.verilog.statements import Machine
+from network.test_quantize import SUMS
 
 needs_simulator = pytest.mark.skipif(
     shutil.which("iverilog") is None, reason="no Verilog simulator, iverilog"
@@ -72,6 +73,7 @@ NETWORKS = {
         ),
         (1, 6, 6),
     ),
+    **SUMS,
 }
 
 

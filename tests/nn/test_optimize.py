@@ -125,11 +125,71 @@ def test_a_network_without_images_computes_the_same(capsys):
     assert "2      BatchNorm1d  left: takes axis 1 for features" in capsys.readouterr().out
 
 
+def of_features():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), hb.IF(), nn.Flatten(), nn.Linear(8, 3), hb.LI())
+
+
+def of_sequences():
+    return nn.Sequential(
+        *(nn.Conv1d(6, 8, 3, padding=1), nn.BatchNorm1d(8), hb.IF(), nn.MaxPool1d(2), nn.Dropout1d(0.0)),
+        *(nn.Upsample(scale_factor=2), nn.Conv1d(8, 8, 3, 2), nn.AvgPool1d(2, 1), nn.AdaptiveMaxPool1d(2)),
+        *(hb.IF(0.1), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3), nn.BatchNorm1d(3), hb.LI()),
+    )
+
+
+@pytest.mark.parametrize("with_example", [True, False])
+@pytest.mark.parametrize(("build", "shape"), [(of_features, (5, 3, 6)), (of_sequences, (5, 3, 6, 16))])
+def test_layers_of_features_and_sequences_take_time(build, shape, with_example):
+    torch.manual_seed(0)
+    net, x = build(), torch.rand(shape)
+    reference = nn.Sequential(
+        *(module if isinstance(module, hb.OverTime) else hb.EachStep(module) for module in copy.deepcopy(net))
+    )
+    hb.optimize(net, *[x] * with_example, verbose=False)
+    assert "1      BatchNorm1d" in table(net)
+    assert "left" not in table(net)
+    for training in (True, False):
+        same(results(net.train(training), x), results(reference.train(training), x))
+    assert results(net, x)["outputs"].std() > 0
+    hb.optimize(net, undo=True)
+    assert [type(module) for module in net] == [type(module) for module in build()]
+
+
+@pytest.mark.parametrize("batch", [3, 8])
+def test_a_network_that_joins_time_and_batch_itself_keeps_its_axes(batch):
+    class Joins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv1d(6, 8, 3, padding=1), nn.BatchNorm1d(8), nn.Flatten())
+            self.neurons = hb.IF()
+
+        def forward(self, x):
+            return self.neurons(self.layers(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+
+    net, x = Joins(), torch.rand(5, batch, 6, 8)  # as many pixels as channels
+    reference = copy.deepcopy(net)
+    hb.optimize(net, x, verbose=False)
+    assert "layers.1  BatchNorm1d  left: takes axis 1 for features, and" in table(net)
+    same(results(net, x), results(reference, x))
+
+
+def test_normalization_of_other_axes_is_named():
+    net = hb.optimize(nn.Sequential(nn.BatchNorm1d(8), hb.IF()), verbose=False)
+    with pytest.raises(ValueError, match=r"must be \[T, batch, 8\] or .*, got shape \(5, 8, 3\)"):
+        net(torch.rand(5, 8, 3))
+
+
+def test_check_takes_an_optimized_network():
+    for build, shape in ((of_features, (5, 3, 6)), (of_sequences, (5, 3, 6, 16)), (build_network, X.shape)):
+        hb.check(hb.optimize(build(), verbose=False), torch.rand(shape))
+
+
 def test_layers_in_each_step_compute_the_same():
     each = hb.EachStep(nn.Sequential(nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)))
-    net = nn.Sequential(each, hb.IF())
+    net = nn.Sequential(each, hb.IF(), nn.Flatten(2), hb.EachStep(nn.BatchNorm1d(8 * 16 * 16)))
     reference = copy.deepcopy(net)
     hb.optimize(net, X, verbose=False)
+    assert "BatchNorm1d" not in table(net)
     same(results(net, X), results(reference, X))
 
 

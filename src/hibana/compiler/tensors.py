@@ -111,12 +111,14 @@ def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...
     """`shape` with -1 for each dimension that no tensor of the cell determines.
 
     A tensor that does not broadcast to `shape` is a matrix, or part of one, and determines the last
-    dimension.
+    dimension. So may a tensor of two dimensions on a single neuron: the matrix of its synapse.
     """
     fixed = [-1] * len(shape)
     for tensor in tensors.values():
-        if not _broadcasts(tensor.shape, shape):
+        broadcasts = _broadcasts(tensor.shape, shape)
+        if not broadcasts or (shape[-1] == 1 and tensor.ndim > 1):
             fixed[-1:] = shape[-1:]
+        if not broadcasts:
             continue
         for dimension, size in zip(range(len(shape) - 1, -1, -1), reversed(tensor.shape), strict=False):
             if size > 1:

@@ -17,11 +17,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from hibana.compiler.torch_layers import role_of, spatial_dims
+from hibana.compiler.torch_layers import ORIGINAL_CLASS, role_of, spatial_dims
 from hibana.network.layers import kind_of
 from hibana.nn.blocks import Checkpointed
 from hibana.nn.each_step import EachStep
-from hibana.nn.over_steps import JoinedNetwork
+from hibana.nn.over_steps import JoinedNetwork, OverSteps
 from hibana.nn.running import Stateful
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import Window
@@ -65,8 +65,8 @@ def trace_folded(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
     - ``leading``: the number of dimensions before those of a sample; 2 for time and batch, 1 if joined,
     - ``within``: the path of the module whose ``forward`` calls,
-    - ``normalized``: whether batch normalization over dimension 1 was folded into the layer, which is valid
-      only if time and batch are joined when it is called.
+    - ``normalized``: whether the layer holds a batch normalization over dimension 1 that was called outside
+      of :class:`EachStep`, which is valid only if `net` itself has joined time and batch.
 
     Raises:
         ValueError: as :func:`fold_batchnorm`.
@@ -122,10 +122,10 @@ def _fold(net: nn.Module, calls: fx.Graph, norm: Any) -> None:
     for name, number in (("weight", 1), ("bias", 0)):  # None if affine=False
         if getattr(norm, name) is None:
             setattr(norm, name, nn.Parameter(torch.full_like(norm.running_var, number)))
-    layers = [_exclusive_layer(net, calls, node.args[0]) for node in nodes]
+    layers = [_exclusive_layer(net, calls, node) for node in nodes]
     if None not in layers:
         for node, layer in zip(nodes, layers, strict=True):
-            node.args[0].meta["normalized"] = not isinstance(layer, Window | SparseLinear)
+            node.args[0].meta["normalized"] = not _is_over_steps(norm, node)
             fuse: Any = fuse_linear_bn_eval if role_of(layer) == "linear" else fuse_conv_bn_eval
             fuse = _fused_sparse if isinstance(layer, SparseLinear) else fuse
             _replace(net, layer, fuse(layer, norm))
@@ -138,7 +138,12 @@ def _fold(net: nn.Module, calls: fx.Graph, norm: Any) -> None:
         nn.init.ones_(identity.weight)
         _replace(net, norm, fuse_conv_bn_eval(identity, norm))
     else:
-        raise ValueError(f"layer {nodes[0].target}: no linear layer or convolution before it to fold it into")
+        time_hint = (
+            "" if _is_over_steps(norm, nodes[0]) else "; outside of EachStep it takes samples for channels"
+        )
+        raise ValueError(
+            f"layer {nodes[0].target}: no linear layer or convolution before it to fold it into{time_hint}"
+        )
 
 
 def _fused_sparse(layer: SparseLinear, norm: Any) -> SparseLinear:
@@ -151,16 +156,22 @@ def _fused_sparse(layer: SparseLinear, norm: Any) -> SparseLinear:
     return fused
 
 
-def _exclusive_layer(net: nn.Module, calls: fx.Graph, node: Any) -> nn.Module | None:
-    """The linear layer or convolution that `node` calls, if neither it nor its result is used elsewhere."""
+def _exclusive_layer(net: nn.Module, calls: fx.Graph, norm: fx.Node) -> nn.Module | None:
+    """The layer with weights before the call `norm`, if neither it nor its result is used elsewhere."""
+    node: Any = norm.args[0]
     module = _module(net, node)
-    is_over_time = isinstance(module, Window | SparseLinear)
-    has_weights = is_over_time or role_of(module) in ("linear", "convolution")
+    takes_time = isinstance(module, Window | SparseLinear)
+    has_weights = takes_time or role_of(module) in ("linear", "convolution")
     if not has_weights or len(node.users) != 1:
         return None
-    if is_over_time and next(iter(node.users)).meta["leading"] != 1:
-        return None  # the normalization would take the samples of a step for channels
+    if (takes_time or node.meta["leading"] == 1) and not _is_over_steps(_module(net, norm), norm):
+        return None  # the normalization gets time and batch apart, and takes samples for channels
     return module if sum(_module(net, other) is module for other in calls.nodes) == 1 else None
+
+
+def _is_over_steps(norm: nn.Module | None, call: fx.Node) -> bool:
+    """Whether `call` of the normalization `norm` treats the samples of all steps as one batch."""
+    return isinstance(norm, OverSteps) or call.meta["leading"] == 1
 
 
 def _module(net: nn.Module, node: Any) -> nn.Module | None:
@@ -214,7 +225,7 @@ class _Tracer(fx.Tracer):
 
 def _inherits_forward(module: nn.Module) -> bool:
     """Whether the class of `module` is a layer of torch, or a subclass that adds at most an ``__init__``."""
-    kind: type = type(module)
+    kind: type = module.__dict__.get(ORIGINAL_CLASS, type(module))
     while not kind.__module__.startswith("torch.nn"):
         if any(callable(value) and name != "__init__" for name, value in vars(kind).items()):
             return False

@@ -28,6 +28,15 @@ __all__ = ["read"]
 
 _SIZES: tuple[Any, ...] = (getattr, "size", "dim", "numel")
 """Functions and methods of tensors whose results are sizes."""
+_RECTIFIER = "use neurons, or convert a trained network of ReLUs with hibana.from_ann"
+_NORMALIZATION = "use batch normalization, which is folded into the linear layer or convolution before it"
+_CONCATENATION = "add the outputs of a linear layer for each part, as W [a, b] = W_a a + W_b b"
+_ALTERNATIVES = {
+    **dict.fromkeys(("ReLU", "ReLU6", "relu", "relu_"), _RECTIFIER),
+    **dict.fromkeys(("LayerNorm", "GroupNorm", "layer_norm", "group_norm"), _NORMALIZATION),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _CONCATENATION),
+}
+"""What to use instead of a class or function without a kind, for messages."""
 
 
 def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Network:
@@ -151,7 +160,7 @@ class _Reader:
             )
         kind, count = kind_of(module), self.call_counts[name]
         if kind is None:
-            raise Unsupported(f"{layer} is not a supported layer")
+            raise Unsupported(f"{layer} is not a supported layer{_alternative(type(module).__name__)}")
         if kind.over_time and count > 1 and not self.shares_state:
             raise Unsupported(f"layer {name!r} is called {count} times, with a state for each")
         if kind.over_time and value.leading == 1:
@@ -178,7 +187,7 @@ class _Reader:
         values = [value for value in args if isinstance(value, _Value)]
         count = sum(isinstance(value, _Value) for value in sources.values())
         name = getattr(target, "__name__", target)
-        unsupported = Unsupported(f"{self._where(call)}: {name} is not supported")
+        unsupported = Unsupported(f"{self._where(call)}: {name} is not supported{_alternative(name)}")
         if count > len(values) or (values and kind is None and target not in _SIZES):
             raise unsupported
         runs: list[tuple[Any, Any]] = []
@@ -282,3 +291,8 @@ class _Reader:
                 return None
         same_shape = example.shape[leading:] == probe.shape[leading:]
         return _Value(example, probe, leading, node) if same_shape else None
+
+
+def _alternative(name: str) -> str:
+    """The end of a message about an unsupported class or function `name`: what to use instead, if known."""
+    return f"; {_ALTERNATIVES[name]}" if name in _ALTERNATIVES else ""

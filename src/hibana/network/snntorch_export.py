@@ -1,6 +1,7 @@
 """A network as snnTorch modules, for hls4ml and other tools that read those."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import snntorch
@@ -66,10 +67,18 @@ def to_snntorch(net: nn.Module, example: Tensor) -> nn.Sequential:
         if node.inputs != (last,) or (node.users == [] and node is not network.output):
             raise Unsupported(f"layer {node.name!r}: a chain of snnTorch modules has no branches")
         _add_reshape(chain, last.shape, node.input_shapes[0])
-        chain.add_module(node.name.replace(".", "_"), _module(node, is_last=node is network.output))
+        module: Any = _module(node, is_last=node is network.output)
+        if network.dtype != torch.float32 and hasattr(module, "spike_grad"):
+            module.spike_grad = _with_dtype(module.spike_grad)
+        chain.add_module(node.name.replace(".", "_"), module)
         last = node
     _add_reshape(chain, last.shape, network.output_shape)
     return chain.to(network.dtype).eval()
+
+
+def _with_dtype(spike: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function `spike` of snnTorch, which returns float32, with spikes in the dtype of the potential."""
+    return lambda potential: spike(potential).to(potential.dtype)
 
 
 def _add_reshape(chain: nn.Sequential, shape: Shape, expected: Shape) -> None:

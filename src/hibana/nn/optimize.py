@@ -3,7 +3,7 @@
 It visits modules rather than a graph of calls, because a class applies to every call of a module.
 """
 
-from typing import TypeVar, cast
+from typing import TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from hibana import spikes
 from hibana.compiler.torch_layers import ORIGINAL_CLASS
 from hibana.nn.each_step import EachStep
 from hibana.nn.over_steps import (
+    FOR_SEQUENCES,
     OVER_STEPS,
     EagerNetwork,
-    FlattenOverSteps,
     JoinedNetwork,
     JoinedNeurons,
     OverSteps,
@@ -35,13 +35,14 @@ MAX_DENSITY = 0.05
 """Largest fraction of weights that are not zero at which a sparse layer replaces a linear layer."""
 _REPLACED = "_hibana_replaced"
 """Key in the ``__dict__`` of a sparse layer: the linear layer that it replaces."""
-_LAYERS = {kind: ours for kind, ours in EVENT_CLASSES.items() if ours in (spikes.Linear, spikes.Conv1d)}
-_LAYERS |= OVER_STEPS
+_LAYERS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: spikes.Linear, **OVER_STEPS}
+"""Replacements in a network that gets time from them."""
 _UNCHANGED = {
-    "BatchNorm1d": "takes axis 1 for features, also over time: wrap it in hibana.EachStep",
+    "BatchNorm1d": "takes axis 1 for features, and the network takes the example as it is",
     "Conv3d": "a window over three dimensions is torch's",
 }
 """Layers that keep their class, with the reason."""
+_OF_IMAGES = tuple(kind for kind in OVER_STEPS if kind.__name__.endswith("2d"))
 
 
 def optimize(
@@ -52,7 +53,9 @@ def optimize(
     - ``nn.Linear``, ``nn.Conv1d`` and ``nn.Conv2d`` become layers that add weights per spike
       (:class:`hibana.Linear`, :class:`hibana.Conv2d`).
     - Layers of images (``Conv2d``, ``BatchNorm2d``, ``MaxPool2d``, ``AvgPool2d``, ``Flatten()``, ...) take
-      ``[T, batch, channels, height, width]`` themselves; no :class:`hibana.EachStep` is needed around them.
+      ``[T, batch, channels, height, width]`` themselves, and layers of sequences (``Conv1d``, ``MaxPool1d``,
+      ...) ``[T, batch, channels, length]``; no :class:`hibana.EachStep` is needed around them.
+      ``BatchNorm1d`` and ``Flatten()`` take ``[T, batch, features]`` too.
     - With an `example`, a network whose ``forward`` is written for images (``torch.flatten(x, 1)``,
       ``torch.cat(..., 1)``), such as those of torchvision, gets time and batch joined, and its neurons get
       ``[T, batch, ...]``.
@@ -68,7 +71,9 @@ def optimize(
     Args:
         net: any module; changed in place.
         example: an input ``[T, batch, ...]``; the network is called with it a few times, in evaluation,
-            before and after. If the results differ, all changes are undone.
+            before and after. If the results differ, all changes are undone. If the network returns
+            ``[T, batch, ...]`` without changes, because it joins time and batch itself or with
+            :class:`hibana.EachStep`, all layers keep the axes that they have in ``torch.nn``.
         undo: restores the previous class of every layer, and changes nothing else.
         verbose: prints a table of the changed layers, and of unchanged layers with the reason;
             :func:`hibana.explain` lists the changed classes too.
@@ -113,24 +118,34 @@ def optimize(
 def table(net: nn.Module) -> str:
     """A table of the layers of `net` that :func:`optimize` changed, or did not change for a reason."""
     rows = [("layer", "was", "is")]
+    wrapped = {
+        inner for module in net.modules() if isinstance(module, EachStep) for inner in module.modules()
+    }
     for name, module in net.named_modules():
-        if row := _row(module):
+        if row := _row(module, module in wrapped):
             rows.append((name or "-", *row))
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows)
 
 
-def _change_layers(net: nn.Module) -> None:
-    """Changes the classes of all layers of `net`, except those within the step of another layer."""
+def _change_layers(net: nn.Module, *, add_time: bool = True) -> None:
+    """Changes the classes of all layers of `net`, except those within the step of another layer.
+
+    With `add_time`, layers outside of :class:`EachStep` take inputs with a time axis.
+    """
     wrappers = [module for module in net.modules() if isinstance(module, EachStep)]
     ids_in_wrappers = {id(submodule) for wrapper in wrappers for submodule in wrapper.module.modules()}
     layers = [module for module in net.modules() if isinstance(module, Stateful) and module.holds_step]
     ids_in_layers = {id(submodule) for layer in layers for submodule in layer.modules()}
     _replace_pruned(net, ids_in_layers)
+    takes_images = any(isinstance(module, _OF_IMAGES) for module in net.modules())
+    is_over_time = any(isinstance(module, Stateful) for module in net.modules())
+    over_steps = _LAYERS | FOR_SEQUENCES if is_over_time and not takes_images else _LAYERS
     for module in net.modules():
         kind = type(module)
         if id(module) not in ids_in_layers and kind in _LAYERS:
-            _change(module, (EVENT_CLASSES if id(module) in ids_in_wrappers else _LAYERS).get(kind, kind))
+            has_time = add_time and id(module) not in ids_in_wrappers
+            _change(module, (over_steps if has_time else EVENT_CLASSES).get(kind, kind))
 
 
 def _replace_pruned(net: nn.Module, excluded: set[int]) -> None:
@@ -163,7 +178,12 @@ def _change_for(net: nn.Module, example: Tensor) -> None:
     """Changes the layers of `net`, and checks that its outputs for the input `example` stay the same."""
     expected = _result(net, example)
     if not isinstance(expected, Exception):
-        _change_layers(net)
+        if not _has_time(expected, example):
+            _change_layers(net)
+            if _has_time(_result(net, example), example):
+                return
+            _undo(net)
+        _change_layers(net, add_time=False)
         _check_same(net, example, expected)
         return
     if may_be_joined(net, example):
@@ -176,7 +196,7 @@ def _change_for(net: nn.Module, example: Tensor) -> None:
         _outputs(net, example)  # raises the exception of the changed network
         return
     over_time = _result(net, example)
-    if isinstance(over_time, Exception) or any(t.shape[:2] != example.shape[:2] for t in over_time):
+    if not _has_time(over_time, example):
         _join(net, example)
     elif not _is_close(over_time, expected):
         raise RuntimeError(
@@ -185,6 +205,13 @@ def _change_for(net: nn.Module, example: Tensor) -> None:
             "hibana.EachStep"
         )
     _check_same(net, example, expected)
+
+
+def _has_time(outputs: list[Tensor] | Exception, example: Tensor) -> TypeGuard[list[Tensor]]:
+    """Whether `outputs` are tensors ``[T, batch, ...]`` with the sizes of the `example`."""
+    if isinstance(outputs, Exception):
+        return False
+    return all(tensor.shape[:2] == example.shape[:2] for tensor in outputs)
 
 
 def _check_same(net: nn.Module, example: Tensor, expected: list[Tensor]) -> None:
@@ -226,8 +253,11 @@ def _change(module: nn.Module, kind: type[nn.Module]) -> None:
         module.__class__ = kind
 
 
-def _row(module: nn.Module) -> tuple[str, str] | None:
-    """The original class of a layer and how it was changed, for the table; None for a layer without a row."""
+def _row(module: nn.Module, is_wrapped: bool) -> tuple[str, str] | None:
+    """The original class of a layer and how it was changed, for the table; None for a layer without a row.
+
+    `is_wrapped`: whether the layer is inside an :class:`EachStep`.
+    """
     kind, was = type(module), module.__dict__.get(ORIGINAL_CLASS)
     if (linear := module.__dict__.get(_REPLACED)) is not None:
         synapses = cast(SparseLinear, module).targets.numel()
@@ -238,10 +268,10 @@ def _row(module: nn.Module) -> tuple[str, str] | None:
         return None
     if was is not None:
         changes = ["per spike"] if isinstance(module, spikes.Linear | spikes.Conv1d | spikes.Conv2d) else []
-        over_time = isinstance(module, OverSteps | FlattenOverSteps | JoinedNeurons)
+        over_time = isinstance(module, OverSteps | JoinedNeurons)
         changes += ["over time"] if over_time else []
         return _name(was), ", ".join(changes or ["passes on where spikes need their gradient"])
-    if kind.__name__ in _UNCHANGED and kind.__module__.startswith("torch.nn."):
+    if not is_wrapped and kind.__name__ in _UNCHANGED and kind.__module__.startswith("torch.nn."):
         return kind.__name__, f"left: {_UNCHANGED[kind.__name__]}"
     bases = [base.__name__ for base in kind.__mro__[1:] if base in _LAYERS]
     if bases and kind.__module__.partition(".")[0] != "hibana":

@@ -1,7 +1,10 @@
-"""Classes that :func:`hibana.optimize` gives to layers and networks of images, so that they accept time.
+"""Classes that :func:`hibana.optimize` gives to layers and networks without time, so that they accept it.
 
 A layer has the parameters, buffers, hooks and names of the layer of ``torch.nn`` that it replaces. It joins
 an input ``[T, batch, channels, ...]`` to ``[T * batch, channels, ...]``; inputs without time are unchanged.
+The number of dimensions tells which: a layer of images takes five with time, and one of sequences four.
+``BatchNorm1d``, and ``Flatten`` without layers of images, also take ``[T, batch, features]``: there, three
+dimensions always have time.
 
 In a network whose ``forward`` uses axes of images (``torch.flatten(x, 1)``, ``torch.cat(..., 1)``,
 ``x.mean((2, 3))``), the entire network gets ``[T * batch, channels, ...]``, and each of its layers over time
@@ -34,17 +37,18 @@ __all__ += ["joining", "may_be_joined"]
 
 
 class OverSteps(nn.Module):
-    """The base class of layers of images that accept time: joins time and batch for the call."""
+    """The base class of layers without time that accept it: joins time and batch for the call."""
 
-    dimensions: ClassVar[int] = 2
-    """Number of spatial dimensions of an image."""
+    with_time: ClassVar[tuple[int, ...]] = (5,)
+    """Numbers of dimensions of inputs that have time."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
-        """The output for images ``[T, batch, channels, ...]``, or without time as in torch.nn."""
+        """The output for ``[T, batch, ...]``, or without time as in torch.nn."""
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
         call: Any = super().forward  # the method of torch.nn's layer
-        if input.ndim != self.dimensions + 3:
+        is_joined = self.with_time != (5,) and _STEPS.get() is not None
+        if input.ndim not in self.with_time or is_joined:
             return cast(Tensor, call(input))
         return call_over_steps(call, self, input)
 
@@ -114,25 +118,90 @@ class Dropout2dOverSteps(OverSteps, nn.Dropout2d):
     """``nn.Dropout2d``, with a mask for each step."""
 
 
-class FlattenOverSteps(spikes.Flatten):
+class FlattenOverSteps(OverSteps, spikes.Flatten):
     """``nn.Flatten()``, which joins channels, height and width of images over time, and keeps the batch."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
-        """Images over time, of 5 dimensions, as ``[T, batch, features]``; other inputs as in torch.nn."""
-        if is_fx_proxy(input) or input.ndim != 5 or (self.start_dim, self.end_dim) != (1, -1):
-            return super().forward(input)
-        return call_over_steps(super().forward, self, input)
+        """``[T, batch, ...]`` as ``[T, batch, features]``; as torch.nn without time or with other axes."""
+        is_default = (self.start_dim, self.end_dim) == (1, -1)
+        return super().forward(input) if is_default else spikes.Flatten.forward(self, input)
 
 
-OVER_STEPS: dict[type[nn.Module], Any] = {
-    getattr(nn, kind.__name__.removesuffix("OverSteps")): kind
-    for kind in (
-        *(Conv2dOverSteps, BatchNorm2dOverSteps, MaxPool2dOverSteps, AvgPool2dOverSteps),
-        *(AdaptiveAvgPool2dOverSteps, AdaptiveMaxPool2dOverSteps, UpsampleOverSteps, Dropout2dOverSteps),
-        FlattenOverSteps,
-    )
+class Conv1dOverSteps(OverSteps, spikes.Conv1d):
+    """``nn.Conv1d``."""
+
+    with_time = (4,)
+
+
+class BatchNorm1dOverSteps(OverSteps, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` of features or channels, with mean and variance over time, batch and length."""
+
+    with_time = (3, 4)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
+        """The normalized ``[T, batch, features]`` or ``[T, batch, channels, length]``."""
+        features, is_joined = self.num_features, _STEPS.get() is not None
+        if isinstance(input, Tensor) and input.ndim == 3 and input.shape[2] != features and not is_joined:
+            raise ValueError(
+                f"after hibana.optimize, input of BatchNorm1d must be [T, batch, {features}] or "
+                f"[T, batch, {features}, length], got shape {tuple(input.shape)}; if the network joins time "
+                "and batch itself, give hibana.optimize an example"
+            )
+        return super().forward(input)
+
+
+class MaxPool1dOverSteps(OverSteps, nn.MaxPool1d):
+    """``nn.MaxPool1d``."""
+
+    with_time = (4,)
+
+
+class AvgPool1dOverSteps(OverSteps, nn.AvgPool1d):
+    """``nn.AvgPool1d``."""
+
+    with_time = (4,)
+
+
+class AdaptiveAvgPool1dOverSteps(OverSteps, nn.AdaptiveAvgPool1d):
+    """``nn.AdaptiveAvgPool1d``."""
+
+    with_time = (4,)
+
+
+class AdaptiveMaxPool1dOverSteps(OverSteps, nn.AdaptiveMaxPool1d):
+    """``nn.AdaptiveMaxPool1d``."""
+
+    with_time = (4,)
+
+
+class Dropout1dOverSteps(OverSteps, nn.Dropout1d):
+    """``nn.Dropout1d``, with a mask for each step."""
+
+    with_time = (4,)
+
+
+class SequenceUpsampleOverSteps(UpsampleOverSteps):
+    """``nn.Upsample`` in a network without layers of images, where all inputs have time."""
+
+    with_time = (4, 5)
+
+
+class SequenceFlattenOverSteps(FlattenOverSteps):
+    """``nn.Flatten()`` in a network without layers of images, where all inputs have time."""
+
+    with_time = (3, 4, 5)
+
+
+OVER_STEPS: dict[type[nn.Module], type[OverSteps]] = {
+    getattr(nn, kind.__name__.removesuffix("OverSteps")): kind for kind in OverSteps.__subclasses__()
 }
 """The replacement of each class of ``torch.nn``."""
+
+FOR_SEQUENCES: dict[type[nn.Module], type[OverSteps]] = {
+    nn.Upsample: SequenceUpsampleOverSteps,
+    nn.Flatten: SequenceFlattenOverSteps,
+}
+"""Replacements that take four dimensions for sequences over time, instead of images without time."""
 
 _STEPS: ContextVar[int | None] = ContextVar("hibana.joined", default=None)
 """T within the call of a network with joined steps; else None."""
@@ -163,7 +232,7 @@ _uncompiled = torch_internals.disable_dynamo(lambda forward, inputs: forward(inp
 
 def may_be_joined(net: nn.Module, example: Tensor) -> bool:
     """Whether `net` may be a network of images: it has neurons, and no other layer whose input has time."""
-    if isinstance(net, Stateful) or example.ndim < 4:
+    if isinstance(net, Stateful) or example.ndim < 3:
         return False
     over_time = [module for module in net.modules() if isinstance(module, Stateful)]
     in_neurons = {submodule for layer in over_time for submodule in layer.modules()}

@@ -103,7 +103,8 @@ class Emitter(Lowering):
         read_later = node in self.static_nodes and any(user not in self.static_nodes for user in node.users)
         if node is self.network.output or read_later:
             return self.memory.add(name, kind, count)
-        first = self.position[self._node]
+        reads_input = self._node in self.static_nodes and self.network.input in self._node.inputs
+        first = 0 if reads_input else self.position[self._node]  # all of these run before other static nodes
         last = max((self.position[user] for user in node.users), default=first)
         return self.memory.add_shared(name, kind, count, first, last)
 

@@ -7,25 +7,48 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hibana.cells.spiking import Spiking
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
-from hibana.network.layers.sliding import SlidingKind, each_output_of, image_shape, sliding_window
+from hibana.network.layers.sliding import (
+    SlidingKind,
+    SlidingWindow,
+    each_output_of,
+    image_shape,
+    sliding_window,
+)
 from hibana.network.lowering import Activations, Lowering, channels_last, in_order, spread
 from hibana.network.nir_node import NirNode, integers
 from hibana.network.onnx_export import OnnxStep
 from hibana.nn.each_step import EachStep
 from hibana.runtime.kernels import BYTE, Pointer, Value
 
-__all__ = ["Average", "Maximum", "Mean"]
+__all__ = ["Average", "Maximum", "Mean", "WindowSum"]
 
 
 class Mean(nn.AvgPool2d):
     """The mean over an image or a sequence: a pooling whose window is the entire image."""
+
+
+class WindowSum(Mean):
+    """Sums over windows of images or sequences, which average poolings become in integers.
+
+    The input may have any number of dimensions before the channels.
+    """
+
+    def __init__(self, window: SlidingWindow, *, is_sequence: bool) -> None:
+        super().__init__(window.kernel, window.stride, window.padding, divisor_override=1)
+        self.window, self.sides = window, 1 if is_sequence else 2
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
+        """The sums ``[..., channels, height, width]``, or ``[..., channels, length]`` of sequences."""
+        leading, image = input.shape[: -self.sides - 1], input.shape[-self.sides - 1 :]
+        sums = super().forward(input.reshape(-1, *image_shape(image)))
+        return sums.reshape(*leading, image[0], *sums.shape[4 - self.sides :])
 
 
 class Pooling(SlidingKind):

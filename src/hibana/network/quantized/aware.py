@@ -1,6 +1,8 @@
 """Training of a network in the integers that :func:`hibana.quantize` will give it."""
 
 import copy
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +20,8 @@ from hibana.network.c import exact_dtype
 from hibana.network.graph import Network, Node
 from hibana.network.integer_network import Quantized
 from hibana.network.layers import LAYERS
-from hibana.network.layers.sliding import sliding_window
+from hibana.network.layers.pooling import WindowSum
+from hibana.network.layers.sliding import SlidingWindow, sliding_window
 from hibana.network.quantized.cell import FixedCell, fixed_cell, measure_ranges
 from hibana.network.reader import read
 from hibana.nn.delay import fix_delays
@@ -31,6 +34,8 @@ _SAME_SCALE = ("maximum", "delay")
 """Kinds of layers whose output has the scale of the input."""
 _SHARED_SCALE = ("sparse", "delayed sparse")
 """Kinds of layers whose weights, a number for each synapse, have one scale."""
+_EXTRA_BITS = 8
+"""Most bits beyond those of the network for weights of layers that are added at a common scale."""
 _KINDS = (
     *(*_SAME_SCALE, *_SHARED_SCALE, "input", "linear", "convolution", "window", "delayed"),
     *("average", "sum", "neurons"),
@@ -52,6 +57,8 @@ class _Layer:
     """Whether each output channel has its own scale."""
     area: int
     """The divisor of an average."""
+    window: SlidingWindow | None
+    """The window of an average."""
 
 
 class QuantizationAware(Quantized):
@@ -68,10 +75,11 @@ class QuantizationAware(Quantized):
             if isinstance(node.module, Recurrent) and type(node.module.recurrent) is SparseLinear:
                 node.module.recurrent = _MaskedLinear(node.module.recurrent)
         index = {node: i for i, node in enumerate(network.nodes)}
-        layers = tuple(_layer(node, network.output, index) for node in network.nodes)
+        modules = dict(network.net.named_modules(remove_duplicate=False))
+        layers = tuple(_layer(node, network.output, index, modules) for node in network.nodes)
         super().__init__(_integer_copy(network.net, layers), *_input_scale(network.input), 1.0, bits)
         self.plain, self.layers, self.limit = network.net, layers, 2 ** (bits - 1) - 1
-        self.groups = _groups_of_one_scale(network.nodes)
+        self.groups = _groups_of_one_scale(network.nodes, self.input_scale)
         self.output = index[network.output]
         self.scales: list[Tensor] = []
         """Since the last call, the real number that 1 of each layer's output stands for, or one per channel.
@@ -142,8 +150,8 @@ class QuantizationAware(Quantized):
         first, second = (_one_scale(layer, scale) for scale in scales)
         if first != second:
             raise Unsupported(
-                f"layer {layer.name!r} adds integers of different scales; add spikes, or outputs of layers "
-                "that read spikes and are used in one sum alone"
+                f"layer {layer.name!r} adds integers of different scales; add spikes, or outputs of linear "
+                "layers and convolutions that read the input or spikes, each in one sum alone"
             )
         return first
 
@@ -152,14 +160,10 @@ class QuantizationAware(Quantized):
         plain: Any = self.plain.get_submodule(layer.name)
         if layer.per_channel:
             units = row_units(plain.weight.detach().double().flatten(1), self.limit)
+            output_units = units * _one_scale(layer, scale)
         else:
-            group: list[Any] = [
-                self.plain.get_submodule(n) for n in self.groups.get(layer.name, (layer.name,))
-            ]
-            parts = [member.weight.detach().double().flatten() for member in group]
-            group_weights = torch.cat([*parts, parts[0].new_zeros(1)])  # a sparse layer may have no weights
-            units = row_units(group_weights[None], self.limit)
-        output_units = units * _one_scale(layer, scale)
+            output_units = self._common_unit(layer, _one_scale(layer, scale))
+            units = output_units / scale
         self.units[layer.name] = units
         buffers = self.net.get_submodule(layer.name)._buffers
         for name, unit in (("weight", units), ("bias", output_units)):
@@ -169,6 +173,24 @@ class QuantizationAware(Quantized):
                 buffers[name] = with_gradient(real.detach().round(), real, 1.0).to(self.dtype)
         channels = [-1] + [1] * (len(layer.shape) - 1)
         return output_units.view(channels) if layer.per_channel else output_units[0]
+
+    def _common_unit(self, layer: _Layer, scale: Tensor) -> Tensor:
+        """The unit, [1], of outputs of `layer`, whose input has the `scale`, and of numbers added to them.
+
+        It is the smallest unit that one of them would have alone, and at least a 256th of the largest: the
+        weights of the others then have up to 8 bits more.
+        """
+        group = self.groups.get(layer.name, {layer.name: float(scale)})
+        if group[layer.name] != float(scale):
+            raise Unsupported(f"layer {layer.name!r}: its output is added, and its input is not spikes")
+        units = []
+        for input_scale in sorted({*group.values()}):
+            members: list[Any] = [self.plain.get_submodule(n) for n, s in group.items() if s == input_scale]
+            weights = torch.cat([member.weight.detach().double().flatten() for member in members])
+            if weights.count_nonzero():
+                units.append(row_units(weights[None], self.limit) * input_scale)
+        largest = max(units, default=scale.new_full((1,), max(group.values())))
+        return torch.maximum(min(units, default=largest), largest / 2**_EXTRA_BITS)
 
     def _refresh_cell(self, layer: _Layer, scale: Tensor) -> Tensor:
         """Computes the integer form of the cell of `layer`, and returns the scale of its output."""
@@ -262,26 +284,36 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
     return aware.train(net.training)
 
 
-def _layer(node: Node, output: Node, index: dict[Node, int]) -> _Layer:
-    """The record of `node`; raises Unsupported, naming the layer, if it has no integer form."""
+def _layer(node: Node, output: Node, index: dict[Node, int], modules: Collection[str]) -> _Layer:
+    """The record of `node`; raises Unsupported, naming the layer, if it has no integer form.
+
+    `modules` are the names of all modules of the network.
+    """
     module: Any = node.module
     if node.kind not in _KINDS:
         node.layer.refuse(node, "integer")
-    area = 1
-    if node.kind == "average":
-        window = sliding_window(node)
-        if type(module) is not nn.AvgPool2d or (any(window.padding) and not module.count_include_pad):
+    window = sliding_window(node) if node.kind == "average" else None
+    if window is not None:
+        if any(window.padding) and not module.count_include_pad:
+            kind = type(module).__name__
+            raise Unsupported(f"layer {node.name!r}: {kind} with count_include_pad=False has no integer form")
+        if node.name not in modules:
             raise Unsupported(
-                f"layer {node.name!r}: only nn.AvgPool2d with count_include_pad=True has an integer form"
+                f"layer {node.name!r}: a mean in a forward has no integer form; call nn.AdaptiveAvgPool2d(1)"
             )
-        area = int(module.divisor_override or window.kernel[0] * window.kernel[1])
+    area = 1 if window is None else _area(node)
     if isinstance(module, Recurrent) and role_of(module.recurrent) != "linear":
         kind = type(module.recurrent).__name__
         raise Unsupported(f"layer {node.name!r}: recurrent synapses of class {kind} have no integer form")
     has_channels = node.layer.weighted and node.kind not in _SHARED_SCALE
     per_channel = has_channels and _feeds_only_spiking_neurons(node, output)
     inputs = tuple(index[source] for source in node.inputs)
-    return _Layer(node.name, node.kind, inputs, node.shape, per_channel, area)
+    return _Layer(node.name, node.kind, inputs, node.shape, per_channel, area, window)
+
+
+def _area(node: Node) -> int:
+    """The divisor of the pooling `node`."""
+    return int(getattr(node.module, "divisor_override", None) or math.prod(sliding_window(node).kernel))
 
 
 def _integer_copy(plain: nn.Module, layers: tuple[_Layer, ...]) -> nn.Module:
@@ -291,8 +323,10 @@ def _integer_copy(plain: nn.Module, layers: tuple[_Layer, ...]) -> nn.Module:
     net = copy.deepcopy(plain).requires_grad_(False)
     for layer in layers:
         module: Any = net.get_submodule(layer.name) if layer.kind not in ("input", "sum") else None
-        if layer.kind == "average":
-            module.divisor_override = 1
+        if layer.window is not None:
+            if isinstance(module, WindowSum) and module.window != layer.window:
+                raise Unsupported(f"layer {layer.name!r} is called on images of different sizes")
+            net.set_submodule(layer.name, WindowSum(layer.window, is_sequence=len(layer.shape) == 2))
         if isinstance(module, Recurrent):
             net.set_submodule(layer.name, OverTime(module.cell))
         for name in ("weight", "bias") if LAYERS[layer.kind].weighted else ():
@@ -302,8 +336,11 @@ def _integer_copy(plain: nn.Module, layers: tuple[_Layer, ...]) -> nn.Module:
     return net
 
 
-def _groups_of_one_scale(nodes: tuple[Node, ...]) -> dict[str, tuple[str, ...]]:
-    """Groups of layers that need one scale, as their outputs are added: the group of each layer's name."""
+def _groups_of_one_scale(nodes: tuple[Node, ...], input_scale: float) -> dict[str, dict[str, float]]:
+    """Groups of layers that need one scale, as their outputs are added, by the name of each layer in them.
+
+    A group has the scale of the input of each layer by name. `input_scale` is that of the network's input.
+    """
 
     def terms(node: Node) -> list[Node]:
         """The layers whose outputs `node` adds, also through other sums; `node` itself if it is not a sum."""
@@ -313,10 +350,23 @@ def _groups_of_one_scale(nodes: tuple[Node, ...]) -> dict[str, tuple[str, ...]]:
     for node in nodes:
         if node.kind == "sum" and not any(user.kind == "sum" for user in node.users):
             summed = terms(node)
-            if all(term.layer.weighted and _are_spiking_neurons(term.inputs[0]) for term in summed):
-                names = tuple(term.name for term in summed)
-                groups.update(dict.fromkeys(names, names))
+            scales = {term.name: _fixed_scale(term.inputs[0], input_scale) for term in summed if term.inputs}
+            if all(term.layer.weighted for term in summed) and None not in scales.values():
+                groups.update(dict.fromkeys(scales, cast(dict[str, float], scales)))
     return groups
+
+
+def _fixed_scale(node: Node, input_scale: float) -> float | None:
+    """The scale of the output of `node` if it does not depend on weights, as that of spikes; else None."""
+    if node.kind == "input":
+        return input_scale
+    if node.kind == "neurons":
+        return 1.0 if _are_spiking_neurons(node) else None
+    if node.kind not in (*_SAME_SCALE, "average", "sum"):
+        return None
+    scales = {_fixed_scale(source, input_scale) for source in node.inputs}
+    scale = scales.pop()
+    return None if scales or scale is None else scale / (_area(node) if node.kind == "average" else 1)
 
 
 def _are_spiking_neurons(node: Node) -> bool:

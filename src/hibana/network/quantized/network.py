@@ -59,11 +59,12 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
 
     Each output channel before spiking neurons has its own scale, which the threshold of its neuron absorbs.
     A readout has one scale, so that its outputs can be compared, and so have sparse layers, and layers that
-    read spikes and are added. Weights that are multiples of the smallest one, by at most 2^(bits-1) - 1, are
-    exact. Inputs become bytes, unless all are 0 or 1; batch normalization is folded. A leak is a shift if tau
-    is a power of two, else a rounded product. Neurons without a leak that read spikes do not multiply. Cells
-    of any kind get the fixed-point form of their step (:mod:`hibana.compiler.analysis.fixed_point`), with
-    matrices of `bits` bits.
+    are added; among these, weights of layers that read numbers of another scale than the others, such as the
+    input, have up to 8 bits more than `bits`. Weights that are multiples of the smallest one, by at most
+    2^(bits-1) - 1, are exact. Inputs become bytes, unless all are 0 or 1; batch normalization is folded. A
+    leak is a shift if tau is a power of two, else a rounded product. Neurons without a leak that read spikes
+    do not multiply. Cells of any kind get the fixed-point form of their step
+    (:mod:`hibana.compiler.analysis.fixed_point`), with matrices of `bits` bits.
 
     Args:
         net: a trained network, as :func:`to_c` takes it, or the result of :func:`quantization_aware`, whose
