@@ -59,10 +59,13 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     return positions
 
 
-def drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def drawable(
+    names: Sequence[str], replacements: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, Any]]:
     """`names`, and text properties that select a font with all of their characters.
 
-    If no installed font has all characters, returns class indices instead of names, and logs a warning.
+    If no installed font has all characters, returns the `replacements` instead of names, by default their
+    indices, and logs a warning.
     """
     characters = {ord(letter) for name in names for letter in name if not letter.isspace()}
     default = font_manager.FontProperties()
@@ -73,12 +76,13 @@ def drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     for font in sorted(fonts, key=lambda font: ("Sans" not in font.name, font.name)):
         if font.style == "normal" and missing <= FT2Font(font.fname).get_charmap().keys():
             return list(names), {"fontfamily": [*default.get_family(), font.name]}
+    shown = list(replacements or map(str, range(len(names))))
     logging.getLogger(__name__).warning(
-        "figures show the numbers of the classes %s: no installed font has their characters; install one, "
+        "figures show replacements of the names %s: no installed font has their characters; install one, "
         "such as Noto Sans CJK",
-        ", ".join(f"{number} {name}" for number, name in enumerate(names[:10])),
+        ", ".join(f"{name} ({short})" for name, short in zip(names[:10], shown[:10], strict=True)),
     )
-    return [str(number) for number in range(len(names))], {}
+    return shown, {}
 
 
 def integer_ticks(bins: int = 9) -> MaxNLocator:

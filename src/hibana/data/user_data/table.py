@@ -53,6 +53,15 @@ class TableInputs(Inputs):
         """The number of features."""
         return (sum(len(column.categories) or 1 for column in self.columns),)
 
+    @property
+    def feature_names(self) -> list[str]:
+        """A name for each feature: that of a column of numbers, or ``COLUMN=CATEGORY``."""
+        return [
+            f"{column.name}={category}" if category else column.name
+            for column in self.columns
+            for category in column.categories or ("",)
+        ]
+
     def select_columns(self, table: "DataFrame") -> "DataFrame":
         """The columns to learn from; by position if `table` has no header and as many columns.
 
