@@ -2,29 +2,45 @@
 
 The page executes code that the user types. The socket is therefore bound to 127.0.0.1, and the address of
 page and websocket contains a random token, which other users of the machine and other web pages don't know.
-Bokeh rejects websockets of other origins. Scripts and styles come from this machine.
+Bokeh rejects websockets of other origins. Requests for other hosts than this machine are refused: a web page
+whose name was redirected to 127.0.0.1 (DNS rebinding) still names its own host. Scripts and styles come from
+this machine.
 """
 
 import logging
 import secrets
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from bokeh.document import Document
 from bokeh.models import TabPanel, Tabs
 from bokeh.server.server import Server
 from jinja2 import Template
+from tornado.httputil import HTTPServerRequest
+from tornado.routing import Matcher, Rule
+from tornado.web import ErrorHandler
 
 from hibana.cli.play.network_view import NetworkView
 from hibana.cli.play.neuron_view import NeuronView
 
 ADDRESS = "127.0.0.1"
+HOSTS = (ADDRESS, "localhost", "[::1]")
+"""Names of this machine that a request may have in its ``Host`` header."""
 PAGE = Template(
     "{% extends base %}{% block postamble %}<style>@media (prefers-color-scheme: dark) "
     "{html {background: #111; filter: invert(0.9) hue-rotate(180deg)} body {background: white}}"
     "</style>{% endblock %}"
 )
 """Bokeh's page, with inverted lightness if the system uses dark mode."""
+
+
+class _ForeignHost(Matcher):  # type: ignore[misc] # tornado has no types for mypy
+    """Matches requests for hosts that are not this machine."""
+
+    def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:
+        """Returns the arguments of the handler, which are none, or ``None`` for a request that is served."""
+        return None if request.host_name in HOSTS else {}
 
 
 def serve(
@@ -64,6 +80,8 @@ def serve(
         server = Server({f"/{token}": fill}, address=ADDRESS, port=port, **options)
     except OSError as error:
         raise ValueError(f"port must be one that can be listened on, got {port}: {error}") from error
+    # Bokeh has no option for this; its application is public in tornado, and private in its server
+    server._tornado.default_router.rules.insert(0, Rule(_ForeignHost(), ErrorHandler, {"status_code": 403}))
     server.start()
     server.io_loop.add_callback(ready, f"http://{ADDRESS}:{server.port}/{token}")
     try:
