@@ -2,6 +2,7 @@
 
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
@@ -233,6 +234,35 @@ def test_names_without_a_font_are_replaced_by_numbers_with_a_warning(draw, monke
     texts = [text.get_text() for text in figure.findobj(mpl.text.Text)]
     assert "1" in "".join(texts)
     assert not any("悪" in text or "良" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("fonts", "expected"),
+    [
+        (["Noto Sans CJK HK", "Noto Sans CJK JP", "Noto Serif CJK JP"], "Noto Sans CJK JP"),
+        (["Droid Sans Fallback", "IPAexGothic"], "IPAexGothic"),
+        (["Droid Sans Fallback", "Last Resort High-Efficiency"], "Droid Sans Fallback"),
+        (["Last Resort High-Efficiency"], None),
+    ],
+)
+def test_japanese_is_drawn_in_a_font_with_japanese_forms(fonts, expected, monkeypatch, caplog):
+    class Everything:
+        """A font with all characters; Matplotlib's default font has none of these names'."""
+
+        def __init__(self, path):
+            self.path = path
+
+        def get_charmap(self):
+            return dict.fromkeys(range(0x10000) if self.path == "all" else range(128))
+
+    entries = [SimpleNamespace(name=name, style="normal", fname="all") for name in fonts]
+    monkeypatch.setattr(mpl.font_manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(mpl.font_manager, "findfont", lambda properties: "default")
+    monkeypatch.setattr(plot.style, "FT2Font", Everything)
+    names, properties = plot.style.drawable(["悪い", "良品"])
+    assert names == (["悪い", "良品"] if expected else ["0", "1"])
+    assert (properties["fontfamily"][-1] if properties else None) == expected
+    assert bool(caplog.messages) is (expected is None)
 
 
 WRONG = {

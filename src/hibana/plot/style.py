@@ -16,6 +16,8 @@ from torch import Tensor
 BLUE, ORANGE, GREEN, RED, GREY = "#3b7dd8", "#d9731a", "#2e9a5a", "#e0403f", "#888888"
 PALETTE = (BLUE, ORANGE, GREEN, "#a362c6", "#1a9a9a", "#c0508f", "#9a7b1c")
 """Each colour has a contrast of at least 3:1 with white and with black."""
+JAPANESE = ("JP", "Hiragino", "Yu", "Meiryo", "IPAexGothic", "IPAGothic", "TakaoGothic")
+"""Words in the names of fonts with the Japanese forms of Chinese characters."""
 
 Array = NDArray[Any]
 
@@ -72,8 +74,14 @@ def drawable(
     missing = characters - FT2Font(font_manager.findfont(default)).get_charmap().keys()
     if not missing:
         return list(names), {}
-    fonts = font_manager.fontManager.ttflist
-    for font in sorted(fonts, key=lambda font: ("Sans" not in font.name, font.name)):
+    is_japanese = any(0x3041 <= code <= 0x30FF or 0x4E00 <= code <= 0x9FFF for code in missing)
+    preferred = JAPANESE if is_japanese else ()
+    fonts = [
+        font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name
+    ]  # draws boxes
+    for font in sorted(
+        fonts, key=lambda f: (not {*f.name.split()} & {*preferred}, "Sans" not in f.name, f.name)
+    ):
         if font.style == "normal" and missing <= FT2Font(font.fname).get_charmap().keys():
             return list(names), {"fontfamily": [*default.get_family(), font.name]}
     shown = list(replacements or map(str, range(len(names))))
