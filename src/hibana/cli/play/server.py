@@ -16,6 +16,7 @@ import torch
 from bokeh.document import Document
 from bokeh.models import TabPanel, Tabs
 from bokeh.server.server import Server
+from bokeh.themes import Theme
 from jinja2 import Template
 from tornado.httputil import HTTPServerRequest
 from tornado.routing import Matcher, Rule
@@ -29,10 +30,13 @@ HOSTS = (ADDRESS, "localhost", "[::1]")
 """Names of this machine that a request may have in its ``Host`` header."""
 PAGE = Template(
     "{% extends base %}{% block postamble %}<style>@media (prefers-color-scheme: dark) "
-    "{html {background: #111; filter: invert(0.9) hue-rotate(180deg)} body {background: white}}"
-    "</style>{% endblock %}"
+    "{html {background: #1a1a1a}}</style>{% endblock %}"
 )
-"""Bokeh's page, with inverted lightness if the system uses dark mode."""
+"""Bokeh's page, on the inverse of white in dark mode."""
+DARK = "@media (prefers-color-scheme: dark) {%s {filter: invert(0.9) hue-rotate(180deg)}}"
+"""Style that inverts the lightness of what a selector selects, and keeps its hue, in dark mode."""
+THEME = Theme(json={"attrs": {name: {"stylesheets": [DARK % ":host"]} for name in ("Plot", "Widget")}})
+"""Inverts each figure and widget; a figure of data has a style of its own, and so keeps its colours."""
 
 
 class _ForeignHost(Matcher):  # type: ignore[misc] # tornado has no types for mypy
@@ -66,10 +70,11 @@ def serve(
             "One neuron": NeuronView(document).layout,
             "A trained network": NetworkView(checkpoint, list(trust)).layout,
         }
-        document.title, document.template = "hibana play", PAGE
+        document.title, document.template, document.theme = "hibana play", PAGE, THEME
         tabs = [TabPanel(child=layout, title=title) for title, layout in views.items()]
         active = 1 if checkpoint else 0
-        document.add_root(Tabs(tabs=tabs, active=active, name="tabs", sizing_mode="stretch_width"))
+        style = {"sizing_mode": "stretch_width", "stylesheets": [DARK % ".bk-header"]}
+        document.add_root(Tabs(tabs=tabs, active=active, name="tabs", **style))
 
     for name in ("tornado.access", "bokeh"):
         logging.getLogger(name).setLevel(logging.ERROR)
