@@ -42,8 +42,7 @@ def errors(name: str, seed: int) -> tuple[float, float, float]:
     rate = float(np.mean(list(outcome.rates.values())))
     if outcome.error is None or linear.error is None:
         return 1 - outcome.accuracy, 1 - linear.accuracy, rate
-    unit = samples.description.target.deviation**2
-    return outcome.error * unit, linear.error * unit, rate
+    return outcome.error, linear.error, rate
 
 
 if __name__ == "__main__":

@@ -619,5 +619,5 @@ def test_predict_prints_the_error_of_predicted_quantities(tmp_path, monkeypatch,
     last = capsys.readouterr().out.splitlines()[-1]
     answers = np.array(train.predict("run", "slope.csv").answers)
     error = np.mean((answers - np.round(np.arange(60) / 9, 3)) ** 2)
-    assert last.startswith(f"y: 60 samples, mean squared error {error:.4g}, ")
+    assert last.startswith(f"y: 60 samples, mean squared error {error:.4g} (in the unit of y, squared), ")
     assert "of the variance explained" in last

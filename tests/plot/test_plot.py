@@ -1,6 +1,8 @@
 """Figures contain the data of their arguments, and use the axes that are passed."""
 
 import re
+from itertools import pairwise
+from types import SimpleNamespace
 
 import matplotlib as mpl
 import pytest
@@ -123,8 +125,65 @@ def test_output_potentials_title_names_label_and_answer():
 def test_overlapping_names_are_moved_apart_minimally():
     ends = torch.tensor([0.0, 1.0, 1.0, 1.0, 10.0])
     axes = plot.output_potentials(torch.stack([ends, ends]), 0, list("abcde"))
-    heights = {text.get_text(): round(text.xy[1], 3) for text in axes.texts}
+    heights = {text.get_text(): round(float(text.xyann[1]), 3) for text in axes.texts}
     assert heights == {"a": 0.0, "b": 0.55, "c": 1.0, "d": 1.45, "e": 10.0}
+
+
+def test_a_leader_connects_each_name_with_the_end_of_its_line():
+    ends = torch.tensor([0.0, 1.0, 1.0, 1.0, 10.0])
+    axes = plot.output_potentials(torch.stack([ends, ends]), 0, list("abcde"))
+    axes.figure.draw_without_rendering()
+    tips = {text.get_text(): text.arrow_patch.get_path().vertices[-1] for text in axes.texts}
+    for name, value in zip("abcde", ends.tolist(), strict=True):
+        assert axes.transData.transform((1, value)) == pytest.approx(tips[name], abs=1)
+
+
+def test_the_answer_may_differ_from_the_highest_mean():
+    axes = plot.output_potentials(torch.tensor([[0.0, 5.0], [2.0, 1.0]]), 0, ["cat", "dog"], answer=0)
+    assert axes.get_title() == "Output neurons: shown cat, answered cat"
+
+
+QUANTITY = {"training/loss": [4.0], "validation/loss": [5.0], "validation/explained": [0.5]}
+
+
+def test_the_training_of_a_quantity_shows_its_name_and_its_values():
+    picture, potentials = torch.rand(4, 4), torch.tensor([[100.0], [110.0]])
+    options = {"names": ["price"], "measure": "explained", "answer": 108.0}
+    figure = plot.training(QUANTITY, ("ridge", 0.4), picture, {}, potentials, 123.4, **options)
+    loss, explained, sample, output = figure.axes
+    assert loss.get_ylabel() == "Squared error (price²)"
+    assert explained.get_ylabel() == "Variance explained"
+    assert sample.get_title() == "A test sample: price 123.4"
+    assert output.get_ylabel() == "Output (price)"
+    assert [line.get_label() for line in output.lines[1:]] == ["correct: 123.4", "predicted: 108"]
+    assert [list(line.get_ydata()) for line in output.lines] == [[100, 110], [123.4] * 2, [108] * 2]
+
+
+def test_a_row_of_a_table_is_drawn_with_the_names_of_its_features():
+    features = {"size": 0.5, "weight": -2.0}
+    arguments = QUANTITY, ("ridge", 0.4)
+    figure = plot.training(*arguments, features, {}, torch.rand(4, 1), 1.0, measure="explained")
+    sample = figure.axes[2]
+    assert [label.get_text() for label in sample.get_yticklabels()] == ["size", "weight"]
+    assert [bar.get_width() for bar in sample.patches] == [0.5, -2.0]
+    many = {f"f{k}": float(k) for k in range(40)}
+    sample = plot.training(*arguments, many, {}, torch.rand(4, 1), 1.0, measure="explained").axes[2]
+    assert [label.get_text() for label in sample.get_yticklabels()] == [f"f{k}" for k in range(28, 40)]
+    assert sample.get_xlabel() == "Scaled value (12 of 40 features)"
+
+
+def test_labels_of_panels_do_not_touch_their_neighbours():
+    history = {
+        "training/loss": [1.0, 0.5],
+        "training/accuracy": [0.3, 0.6],
+        "validation/rate/if1": [0.1, 0.1],
+    }
+    spikes = {"if1": torch.ones(8, 6)}
+    figure = plot.training(history, ("linear", 0.9), torch.rand(8, 8), spikes, torch.rand(8, 10), 3)
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    for box, following in pairwise(boxes):
+        assert following.y1 < box.y0 or following.x0 - box.x1 > 8  # pixels at 100 dpi
 
 
 def test_a_training_in_closed_form_has_no_empty_panels(tmp_path):
@@ -170,11 +229,40 @@ def test_names_without_a_font_are_replaced_by_numbers_with_a_warning(draw, monke
     figure.draw_without_rendering()
     assert caplog.messages
     assert caplog.messages[0].startswith(
-        "figures show the numbers of the classes 0 悪い, 1 良品: no installed"
+        "figures show replacements of the names 悪い (0), 良品 (1): no installed"
     )
     texts = [text.get_text() for text in figure.findobj(mpl.text.Text)]
     assert "1" in "".join(texts)
     assert not any("悪" in text or "良" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("fonts", "expected"),
+    [
+        (["Noto Sans CJK HK", "Noto Sans CJK JP", "Noto Serif CJK JP"], "Noto Sans CJK JP"),
+        (["Droid Sans Fallback", "IPAexGothic"], "IPAexGothic"),
+        (["Droid Sans Fallback", "Last Resort High-Efficiency"], "Droid Sans Fallback"),
+        (["Last Resort High-Efficiency"], None),
+    ],
+)
+def test_japanese_is_drawn_in_a_font_with_japanese_forms(fonts, expected, monkeypatch, caplog):
+    class Everything:
+        """A font with all characters; Matplotlib's default font has none of these names'."""
+
+        def __init__(self, path):
+            self.path = path
+
+        def get_charmap(self):
+            return dict.fromkeys(range(0x10000) if self.path == "all" else range(128))
+
+    entries = [SimpleNamespace(name=name, style="normal", fname="all") for name in fonts]
+    monkeypatch.setattr(mpl.font_manager.fontManager, "ttflist", entries)
+    monkeypatch.setattr(mpl.font_manager, "findfont", lambda properties: "default")
+    monkeypatch.setattr(plot.style, "FT2Font", Everything)
+    names, properties = plot.style.drawable(["悪い", "良品"])
+    assert names == (["悪い", "良品"] if expected else ["0", "1"])
+    assert (properties["fontfamily"][-1] if properties else None) == expected
+    assert bool(caplog.messages) is (expected is None)
 
 
 WRONG = {

@@ -16,6 +16,7 @@ import torch
 
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
+import numpy as np
 import pandas
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
@@ -23,7 +24,7 @@ from sklearn.metrics import r2_score
 from hibana import data, train
 from hibana.cli import main, tables
 from hibana.runtime import files
-from hibana.train import checkpoint
+from hibana.train import checkpoint, results
 from hibana.train.run_folder import claim
 
 QUICK = ["--layers", "12", "--epochs", "1", "--steps", "4", "--batch-size", "130"]
@@ -306,7 +307,7 @@ def test_runs_are_listed_in_80_columns_with_the_linear_models_result(tmp_path, m
     assert "layers 16c3b-p2-32c3b-p2-128, surrogate ATan" in lines[2]
     result = json.loads((runs / "digits-0" / "result.json").read_text())
     (digits,) = (line.split() for line in lines if line.startswith("digits-0"))
-    assert digits[1:4] == ["digits", f"{result['value']:.1%}", f"{result['linear']['accuracy']:.1%}"]
+    assert digits[1:4] == ["digits", f"{result['value']:.1%}", f"{result['linear']['value']:.1%}"]
     (quantity,) = (line for line in lines if line.startswith("quantity"))
     assert "in memory" in quantity
     assert "R² " in quantity
@@ -336,14 +337,42 @@ def test_variance_explained_is_r_squared_on_the_test_set(tmp_path, monkeypatch, 
     error = sum((a - b) ** 2 for a, b in zip(truth, answers.answers, strict=True)) / len(truth)
     printed_error = output.partition("mean squared error")[2].replace("│", " ").split()[0]
     assert float(printed_error) == pytest.approx(error, rel=1e-3)
+    assert result["error"] == pytest.approx(error, rel=1e-4)
+    assert result["quantity"] == "y"
+    assert output.count("(in the unit of y, squared)") == 2  # of the network and of the linear model
     assert f"{expected:.1%}" in output
     samples = data.Table("mine.csv", test="test.csv")
     samples.setup()
     ridge = Ridge().fit(samples.training.inputs, samples.training.labels)
     linear = r2_score(samples.test.labels, ridge.predict(samples.test.inputs))
-    assert result["linear"]["accuracy"] == pytest.approx(linear, abs=1e-4)
+    assert result["linear"]["value"] == pytest.approx(linear, abs=1e-4)
+    ridge_error = np.mean((ridge.predict(samples.test.inputs) - samples.test.labels.numpy()) ** 2)
+    unit = samples.description.target.deviation**2
+    assert result["linear"]["error"] == pytest.approx(ridge_error * unit, rel=1e-4)
     assert main(["predict", "run"]) == 0
-    assert f"{expected:.1%} of the variance explained" in capsys.readouterr().out
+    line = f"error {error:.4g} (in the unit of y, squared), {expected:.1%} of the variance explained"
+    assert line in capsys.readouterr().out
+
+
+def test_the_result_of_a_regression_has_its_own_names_and_the_unit_of_the_data(tmp_path):
+    frame = rows().source
+    samples = data.Table(frame[:60], test=frame[60:] * 3)  # another variance
+    model, outcome = train.fit(train.Settings(layers="8", epochs=2), tmp_path / "run", samples=samples)
+    labels, answers = (frame[60:]["y"] * 3).tolist(), train.predict(model, frame[60:] * 3).answers
+    error = np.mean([(a - b) ** 2 for a, b in zip(answers, labels, strict=True)])
+    assert outcome.quantity == "y"
+    assert outcome.error == pytest.approx(error, rel=1e-4)
+    assert outcome.explained == outcome.value == pytest.approx(r2_score(labels, answers), abs=1e-4)
+    assert len(outcome.history[f"validation/{outcome.measure}"]) == len(outcome.history["training/explained"])
+    for result in (outcome, train.linear(model, samples)):
+        with pytest.raises(AttributeError, match="has no accuracy: its measure is explained"):
+            _ = result.accuracy
+
+
+def test_results_of_earlier_versions_are_listed(tmp_path):
+    content = {"measure": "explained", "value": 0.5, "rates": {}, "linear": {"accuracy": 0.25}}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert results.read(tmp_path) == ("explained", 0.5, {}, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -357,8 +386,10 @@ def test_variance_explained_is_r_squared_on_the_test_set(tmp_path, monkeypatch, 
 def test_a_result_far_below_the_linear_model_suggests_options(layers, score, message, capsys):
     few_rows = {"patience": 30, "weight_decay": 2.0} if layers == "32-skip" else {}
     settings = train.Settings(layers=layers, **few_rows)
-    outcome = train.Outcome(settings, Path("a"), None, score, {}, {}, {}, 1.0, {})
-    tables.print_result(outcome, train.Linear("linear classifier", 0.6, None), [], 1.0)
+    linear = train.Linear("accuracy", 0.6, "linear classifier")
+    paths = {"settings": settings, "checkpoint": Path("a"), "logs": None}
+    measured = {"measure": "accuracy", "value": score, "rates": {}, "silent": {}, "started": {}}
+    tables.print_result(train.Outcome(**paths, **measured, seconds=1.0, history={}), linear, [])
     output = capsys.readouterr().out
     assert ("The network is far below the linear classifier (40.0% beside 60.0%)" in output) is bool(message)
     assert message in output

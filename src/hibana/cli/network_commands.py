@@ -93,7 +93,11 @@ def _print_test_results(model: "Network") -> None:
         return
     assert model.description is not None
     target = model.description.target
-    print(regression_error(target.name, scores[:, 0], labels, target.deviation))
+    predicted, correct = (
+        torch.tensor(target.decoded(values.view(-1, 1)), dtype=torch.float64, device="cpu")
+        for values in (scores, labels)
+    )
+    print(regression_error(target.name, predicted, correct))
 
 
 def play(

@@ -23,23 +23,23 @@ FAR = 0.05
 """Difference in accuracy, or R², from which a network is far below a linear model."""
 
 
-def print_result(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], deviation: float) -> None:
+def print_result(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]]) -> None:
     """Prints the result of a run and that of the linear model.
 
     Args:
         outcome: result of the run.
         linear: result of the linear model.
         rows: further rows of the table, each a title and a text.
-        deviation: standard deviation of a quantity; converts errors to its units.
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     settings = outcome.settings
     table = Table(title=f"{settings.title}, seed {settings.seed}", show_header=False, title_justify="left")
     recalls = [recall for recall in outcome.recalls.values() if not math.isnan(recall)]
     if outcome.measure == "accuracy":
-        table.add_row("test accuracy", f"[bold]{outcome.accuracy:.1%}[/bold]")
+        table.add_row("test accuracy", Text(f"{outcome.accuracy:.1%}", "bold"))
         table.add_row(linear.name, f"{linear.accuracy:.1%}")
         if outcome.balanced is not None and abs(outcome.balanced - outcome.accuracy) > 0.005:
             table.add_row("balanced accuracy", f"{outcome.balanced:.1%}")
@@ -50,14 +50,13 @@ def print_result(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str
             for name, recall in outcome.recalls.items():
                 table.add_row(f"recall, {name}", "not tested" if math.isnan(recall) else f"{recall:.1%}")
     else:
-        assert outcome.error is not None
-        assert linear.error is not None
-        table.add_row("mean squared error", f"[bold]{outcome.error * deviation**2:.4g}[/bold]")
-        table.add_row(linear.name, f"{linear.error * deviation**2:.4g}")
-        table.add_row("variance explained", f"{outcome.accuracy:.1%}; {linear.name} {linear.accuracy:.1%}")
+        unit = _squared(outcome.quantity)
+        table.add_row("mean squared error", Text(f"{outcome.error:.4g} {unit}", "bold"))
+        table.add_row(linear.name, f"{linear.error:.4g} {unit}")
+        table.add_row("variance explained", f"{outcome.explained:.1%}; {linear.name} {linear.explained:.1%}")
     for row in (*_rate_rows(outcome), *rows):
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False).print(table)  # names may contain brackets
     if warning := _warning(outcome, linear):
         print(warning)
 
@@ -78,11 +77,11 @@ def _rate_rows(outcome: "Outcome") -> list[tuple[str, str]]:
 
 def _warning(outcome: "Outcome", linear: "Linear") -> str:
     """Returns advice if the linear model is far better than the network, else an empty text."""
-    accuracy, baseline = outcome.accuracy, linear.accuracy
+    value, baseline = outcome.value, linear.value
     settings, few = outcome.settings, OPTIONS_OF_FEW_ROWS
     if settings.class_weights == "balanced" and None not in (outcome.balanced, linear.balanced):
-        accuracy, baseline = cast(float, outcome.balanced), cast(float, linear.balanced)
-    if not baseline - accuracy > FAR:
+        value, baseline = cast(float, outcome.balanced), cast(float, linear.balanced)
+    if not baseline - value > FAR:
         return ""
     if rocket_parameters(settings.layers) is not None:  # a Rocket does not see the level of a series
         advice = f"try --layers {windows(64)}"
@@ -90,7 +89,8 @@ def _warning(outcome: "Outcome", linear: "Linear") -> str:
         names = [n for n in ("layers", "patience", "weight_decay") if getattr(settings, n) != few[n]]
         options = "".join(f" --{name.replace('_', '-')} {few[name]}" for name in names)
         advice = f"try{options}" if options else "more samples may help; with these, use the linear model"
-    return f"The network is far below the {linear.name} ({accuracy:.1%} beside {baseline:.1%}): {advice}."
+    unit = " of the variance explained" if outcome.measure == "explained" else ""
+    return f"The network is far below the {linear.name} ({value:.1%} beside {baseline:.1%}{unit}): {advice}."
 
 
 def print_confusions(predicted: "Tensor", labels: "Tensor", names: tuple[str, ...]) -> None:
@@ -117,7 +117,7 @@ def print_confusions(predicted: "Tensor", labels: "Tensor", names: tuple[str, ..
     table.add_section()
     right = int((predicted == labels).sum())
     table.add_row("all", str(len(labels)), str(right), f"accuracy {right / len(labels):.1%}")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def format_answers(answers: "Answers", output_format: str) -> str:
@@ -144,20 +144,24 @@ def format_answers(answers: "Answers", output_format: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def regression_error(name: str, predicted: "Tensor", labels: "Tensor", deviation: float = 1.0) -> str:
+def regression_error(name: str, predicted: "Tensor", labels: "Tensor") -> str:
     """Returns a line with the error of predicted quantities.
 
     Args:
         name: name of the quantity.
-        predicted: predictions, ``[N]``.
-        labels: correct values, ``[N]``.
-        deviation: standard deviation in whose units both are.
+        predicted: predictions in the quantity's unit, ``[N]``.
+        labels: correct values in that unit, ``[N]``.
     """
     from hibana.nn.loss import r_squared
 
     error, explained = (predicted - labels).square().mean().item(), r_squared(predicted, labels)
     suffix = "" if math.isnan(explained) else f", {explained:.1%} of the variance explained"
-    return f"{name}: {len(labels)} samples, mean squared error {error * deviation**2:.4g}{suffix}"
+    return f"{name}: {len(labels)} samples, mean squared error {error:.4g} {_squared(name)}{suffix}"
+
+
+def _squared(quantity: str | None) -> str:
+    """Returns the unit of a squared error as text."""
+    return f"(in the unit of {quantity}, squared)"
 
 
 def format_step(answers: "Answers", output_format: str) -> str:

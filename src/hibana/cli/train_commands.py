@@ -172,7 +172,7 @@ def _complete(prepared: "Prepared", folder: RunFolder) -> None:
         results.write(folder.path, outcome, baseline)
         with progress("drawing"):
             picture = folder.path / PICTURE
-            _draw(model, outcome, samples, (baseline.name, baseline.accuracy), picture)
+            _draw(model, outcome, samples, (baseline.name, baseline.value), picture)
     except SystemExit as interruption:  # Lightning raises it for Ctrl-C
         hint = f"; `hibana train --resume {last}` continues from the last epoch" if last.exists() else ""
         raise KeyboardInterrupt(hint) from interruption
@@ -185,8 +185,7 @@ def _complete(prepared: "Prepared", folder: RunFolder) -> None:
     rows += [("checkpoint", str(outcome.checkpoint)), ("picture", str(picture))]
     if outcome.logs is not None:
         rows.append(("TensorBoard", str(outcome.logs)))
-    deviation = 1.0 if model.description is None else model.description.target.deviation
-    tables.print_result(outcome, baseline, rows, deviation)
+    tables.print_result(outcome, baseline, rows)
 
 
 def _draw(
@@ -197,22 +196,39 @@ def _draw(
 
     from hibana import plot
     from hibana.cli.play.network import picture_of
+    from hibana.data.user_data.table import TableInputs
     from hibana.train import activity
 
     inputs, label, *lengths = samples.test[0]
     inputs = inputs[: int(lengths[0])] if lengths else inputs
     with torch.inference_mode():
         outputs, spikes = activity(model.net, model.encode(inputs[None]))
-    image, _ = picture_of(inputs, sequential=bool(samples.sequential))
+        scores = model.objective.scores(outputs)
+    description = model.description
+    image: Any = picture_of(inputs, sequential=bool(samples.sequential))[0]
+    if description is not None and isinstance(description.inputs, TableInputs):
+        image = dict(zip(description.inputs.feature_names, inputs.tolist(), strict=True))
+    history, names, potentials = outcome.history, samples.names, outputs[:, 0]
+    shown, answer = float(label), float(scores.argmax())
+    if description is not None and model.is_regression:  # all in the unit of the data
+        names, target = (description.target.name,), description.target
+        (shown,), (answer,) = target.decoded(label.view(1, 1)), target.decoded(scores)
+        potentials = torch.tensor(target.decoded(potentials), dtype=torch.float64, device="cpu")[:, None]
+        squares = target.deviation**2
+        history = {
+            name: [value * squares for value in values] if name.endswith("/loss") else values
+            for name, values in history.items()
+        }
     figure = plot.training(
-        outcome.history,
+        history,
         baseline,
         image,
         {name: layer[:, 0].flatten(1) for name, layer in spikes.items()},
-        outputs[:, 0],
-        float(label) if model.is_regression else int(label),
-        names=samples.names or ("answer",),
+        potentials,
+        shown,
+        names=names,
         measure=outcome.measure,
+        answer=answer,
     )
     figure.savefig(path)
 

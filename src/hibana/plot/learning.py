@@ -16,7 +16,8 @@ from hibana.plot.spikes import raster
 from hibana.plot.style import BLUE, GREY, RED
 
 MOST_NAMED = 12
-"""With more classes, only the names of the correct and of the predicted class are shown."""
+"""With more classes, only the names of the correct and of the predicted class are shown. A sample with more
+features is drawn by those with the largest absolute values."""
 
 
 def learning_curves(
@@ -36,39 +37,50 @@ def learning_curves(
 def training(
     history: Mapping[str, Sequence[float]],
     reference: tuple[str, float],
-    image: Tensor,
+    image: Tensor | Mapping[str, float],
     spikes: Mapping[str, Tensor],
     potentials: Tensor,
     label: float,
     *,
     names: Sequence[str] = (),
     measure: str = "accuracy",
+    answer: float | None = None,
 ) -> Figure:
     """Draws the curves of a training, and one sample passing through the trained network.
 
     Args:
         history: values per epoch, by the names that training logs. Without losses, as for a network that was
             fitted in closed form, a title with the last values replaces the curves.
-        reference: name and test accuracy of another classifier.
-        image: the sample, ``[height, width]``.
+        reference: name and test result (of `measure`) of another model.
+        image: the sample, ``[height, width]``, or the features of a row of a table by name. The features with
+            the largest absolute values are drawn.
         spikes: spikes of each layer, ``[T, neurons]``; may be empty.
         potentials: potentials of the output neurons, ``[T, classes]``.
-        label: the sample's class, or its quantity for a network with one output.
-        names: names of the classes; their indices if empty.
+        label: the sample's class. For a quantity its value; `label`, `answer`, `potentials` and the losses
+            must then have the same unit, such as that of the data.
+        names: names of the classes, their indices if empty; or the name of the quantity.
         measure: ``accuracy``, or ``explained`` for the explained variance of a quantity.
+        answer: the network's answer, a class or a quantity; by default that of the mean potentials.
     """
     is_quantity = measure == "explained"
+    if is_quantity:
+        classes, font = style.drawable(names or ["quantity"], ["quantity"])
+    else:
+        classes, font = style.drawable(names or [str(neuron) for neuron in range(potentials.shape[1])])
     measure_name = "Variance explained" if is_quantity else "Accuracy"
     sample = ["image", "raster", "output"] if spikes else ["image", "output"]
     losses, measures = _curves(history, "loss"), _curves(history, measure)
     rates = {key.rpartition("/")[2]: values for key, values in history.items() if "/rate/" in key}
     curves = ["loss", "measure", *(["rate" if rates else "."] if spikes else [])]
     figure = style.new_figure(13, 7.5 if losses else 4.2)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)  # inches between labels of two panels
     rows: Any = [curves, sample] if losses else [sample]
     panels = figure.subplot_mosaic(rows, width_ratios=[1, 1.25, 1.25][: len(sample)])
     if losses:
-        loss_name = "Squared error" if is_quantity else "Cross-entropy"
-        learning_curves(losses, panels["loss"], ylabel=loss_name, title="Loss").set_yscale("log")
+        loss_name = f"Squared error ({classes[0]}²)" if is_quantity else "Cross-entropy"
+        axes = learning_curves(losses, panels["loss"], ylabel=loss_name, title="Loss")
+        axes.set_yscale("log")
+        axes.set_ylabel(loss_name, **font)
         axes = learning_curves(measures, panels["measure"], ylabel=measure_name, title=measure_name)
         axes.axhline(reference[1], color=GREY, linestyle="dashed", label=f"{reference[0]} (test)")
         axes.legend(frameon=False)
@@ -82,13 +94,49 @@ def training(
         panels["rate"].set_ylim(bottom=0)
     if spikes:
         raster(spikes, panels["raster"])
-    classes, font = style.drawable(list(names) or [str(neuron) for neuron in range(potentials.shape[1])])
     axes = panels["image"]
-    axes.imshow(style.array("image", image, "[height, width]"))
-    axes.set(xticks=[], yticks=[])
-    axes.set_title(f"A test sample: {f'{label:.3g}' if is_quantity else classes[int(label)]}", **font)
-    output_potentials(potentials, 0 if is_quantity else int(label), classes, panels["output"])
+    if isinstance(image, Mapping):
+        _features(image, axes)
+    else:
+        axes.imshow(style.array("image", image, "[height, width]"))
+        axes.set(xticks=[], yticks=[])
+    shown = f"{classes[0]} {label:.4g}" if is_quantity else classes[int(label)]
+    axes.set_title(f"A test sample: {shown}", **font)
+    axes = panels["output"]
+    if is_quantity:
+        _quantity(potentials, label, answer, axes)
+        axes.set_ylabel(f"Output ({classes[0]})", **font)
+    else:
+        output_potentials(
+            potentials, int(label), classes, axes, answer=None if answer is None else int(answer)
+        )
     return figure
+
+
+def _features(features: Mapping[str, float], axes: Axes) -> None:
+    """Draws a bar for each of the features with the largest absolute values, the first at the top."""
+    largest = sorted(features, key=lambda name: -abs(features[name]))[:MOST_NAMED]
+    names = [name for name in features if name in largest]
+    labels, font = style.drawable(names)
+    axes.barh(range(len(names)), [features[name] for name in names], color=BLUE, height=0.6)
+    axes.set_yticks(range(len(names)), labels, **font)
+    axes.axvline(0, color=GREY, linewidth=0.5)
+    part = f" ({len(names)} of {len(features)} features)" if len(names) < len(features) else ""
+    axes.set_xlabel(f"Scaled value{part}")
+    axes.invert_yaxis()
+    style.without_frame(axes)
+
+
+def _quantity(potentials: Tensor, label: float, answer: float | None, axes: Axes) -> None:
+    """Draws the output ``[T, 1]`` of a regression over time, with the correct and the predicted quantity."""
+    values = style.array("potentials", potentials, "[T, 1]")[:, 0]
+    answer = float(values.mean()) if answer is None else answer
+    axes.plot(style.times(axes, len(values), None), values, color=BLUE, linewidth=2.5)
+    axes.axhline(label, color=GREY, linestyle="dashed", label=f"correct: {label:.4g}")
+    axes.axhline(answer, color=RED, linestyle="dotted", label=f"predicted: {answer:.4g}")
+    axes.set_title("Output over time")
+    axes.legend(frameon=False)
+    style.without_frame(axes)
 
 
 def _curves(history: Mapping[str, Sequence[float]], quantity: str) -> dict[str, Sequence[float]]:
@@ -99,16 +147,23 @@ def _curves(history: Mapping[str, Sequence[float]], quantity: str) -> dict[str, 
 
 
 def output_potentials(
-    potentials: Tensor, label: int, names: Sequence[str], axes: Axes | None = None, *, dt: float | None = None
+    potentials: Tensor,
+    label: int,
+    names: Sequence[str],
+    axes: Axes | None = None,
+    *,
+    dt: float | None = None,
+    answer: int | None = None,
 ) -> Axes:
     """Draws the potentials of the output neurons: the correct class thick and blue, a wrong prediction red.
 
     Args:
-        potentials: ``[T, classes]``. The predicted class has the highest mean.
+        potentials: ``[T, classes]``.
         label: index of the correct class.
         names: names of the classes.
         axes: axes to draw on.
         dt: length of a step in milliseconds.
+        answer: index of the predicted class; by default that of the highest mean potential.
 
     Raises:
         ValueError: if `potentials` has another shape, or `names` another length.
@@ -119,21 +174,23 @@ def output_potentials(
     names, font = style.drawable(names)
     axes = axes or style.new_axes(6, 4)
     time = style.times(axes, len(values), dt)
-    prediction = int(values.mean(0).argmax())
-    for neuron in range(len(names)):
-        colour = BLUE if neuron == label else RED if neuron == prediction else GREY
+    prediction = int(values.mean(0).argmax()) if answer is None else answer
+    colours = [BLUE if n == label else RED if n == prediction else GREY for n in range(len(names))]
+    for neuron, colour in enumerate(colours):
         width, alpha, zorder = (2.5, 1, 3) if neuron in (label, prediction) else (1, 0.6, 2)
         axes.plot(time, values[:, neuron], color=colour, linewidth=width, alpha=alpha, zorder=zorder)
     last = values[-1]
     order = [n for n in last.argsort().tolist() if len(names) <= MOST_NAMED or n in (label, prediction)]
     bold = () if font else (label, prediction)  # other fonts may lack a bold weight
     gap = 0.045 * float(values.max() - values.min())
+    leader = {"arrowstyle": "-", "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 0, "linewidth": 0.6}
     for neuron, height in zip(order, style.spread_out([float(last[n]) for n in order], gap), strict=True):
         axes.annotate(
             names[neuron],
-            (time[-1], height),
-            xytext=(6, 0),
-            textcoords="offset points",
+            (time[-1], last[neuron]),
+            xytext=(16, height),
+            textcoords=("offset points", "data"),
+            arrowprops={**leader, "color": colours[neuron]},
             annotation_clip=False,
             va="center",
             weight="bold" if neuron in bold else "normal",

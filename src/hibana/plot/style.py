@@ -16,6 +16,8 @@ from torch import Tensor
 BLUE, ORANGE, GREEN, RED, GREY = "#3b7dd8", "#d9731a", "#2e9a5a", "#e0403f", "#888888"
 PALETTE = (BLUE, ORANGE, GREEN, "#a362c6", "#1a9a9a", "#c0508f", "#9a7b1c")
 """Each colour has a contrast of at least 3:1 with white and with black."""
+JAPANESE = ("JP", "Hiragino", "Yu", "Meiryo", "IPAexGothic", "IPAGothic", "TakaoGothic")
+"""Words in the names of fonts with the Japanese forms of Chinese characters."""
 
 Array = NDArray[Any]
 
@@ -59,26 +61,36 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     return positions
 
 
-def drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+def drawable(
+    names: Sequence[str], replacements: Sequence[str] | None = None
+) -> tuple[list[str], dict[str, Any]]:
     """`names`, and text properties that select a font with all of their characters.
 
-    If no installed font has all characters, returns class indices instead of names, and logs a warning.
+    If no installed font has all characters, returns the `replacements` instead of names, by default their
+    indices, and logs a warning.
     """
     characters = {ord(letter) for name in names for letter in name if not letter.isspace()}
     default = font_manager.FontProperties()
     missing = characters - FT2Font(font_manager.findfont(default)).get_charmap().keys()
     if not missing:
         return list(names), {}
-    fonts = font_manager.fontManager.ttflist
-    for font in sorted(fonts, key=lambda font: ("Sans" not in font.name, font.name)):
+    is_japanese = any(0x3041 <= code <= 0x30FF or 0x4E00 <= code <= 0x9FFF for code in missing)
+    preferred = JAPANESE if is_japanese else ()
+    fonts = [
+        font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name
+    ]  # draws boxes
+    for font in sorted(
+        fonts, key=lambda f: (not {*f.name.split()} & {*preferred}, "Sans" not in f.name, f.name)
+    ):
         if font.style == "normal" and missing <= FT2Font(font.fname).get_charmap().keys():
             return list(names), {"fontfamily": [*default.get_family(), font.name]}
+    shown = list(replacements or map(str, range(len(names))))
     logging.getLogger(__name__).warning(
-        "figures show the numbers of the classes %s: no installed font has their characters; install one, "
+        "figures show replacements of the names %s: no installed font has their characters; install one, "
         "such as Noto Sans CJK",
-        ", ".join(f"{number} {name}" for number, name in enumerate(names[:10])),
+        ", ".join(f"{name} ({short})" for name, short in zip(names[:10], shown[:10], strict=True)),
     )
-    return [str(number) for number in range(len(names))], {}
+    return shown, {}
 
 
 def integer_ticks(bins: int = 9) -> MaxNLocator:

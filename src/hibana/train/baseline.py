@@ -1,6 +1,7 @@
 """A linear model on the same data, to compare a network with."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import default_collate
@@ -10,6 +11,7 @@ from hibana.compiler.analysis.binary import is_binary
 from hibana.nn import lengths as padding
 from hibana.nn import loss
 from hibana.runtime.extras import explain_import_error
+from hibana.train.results import Measured
 
 if TYPE_CHECKING:
     from hibana.train.network import Network
@@ -19,19 +21,20 @@ MAX_SAMPLES = 10_000
 """Training samples that the linear model is fitted to, at most."""
 
 
-class Linear(NamedTuple):
+@dataclass(frozen=True)
+class Linear(Measured):
     """Result of a linear model on the test set.
 
     Attributes:
+        measure: ``accuracy``, or ``explained`` for regression: the fraction of variance explained (R²).
+        value: value of `measure`; NaN if it is not defined.
         name: kind of the model.
-        accuracy: fraction classified correctly; for regression the fraction of variance explained (R²).
         balanced: mean recall of the classes; ``None`` for regression.
-        error: mean squared error of a regression, in units of the variance of the training labels.
+        error: mean squared error of a regression, in the squared unit of the quantity.
     """
 
     name: str
-    accuracy: float
-    balanced: float | None
+    balanced: float | None = None
     error: float | None = None
 
 
@@ -61,16 +64,19 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
     if model.is_regression:
         answers = Ridge().fit(*training).predict(inputs)
         explained = loss.r_squared(torch.from_numpy(answers), torch.from_numpy(targets))
-        return Linear("ridge regression", explained, None, float(((answers - targets) ** 2).mean()))
+        assert model.description is not None
+        error = float(((answers - targets) ** 2).mean()) * model.description.target.deviation**2
+        return Linear("explained", explained, "ridge regression", error=error)
     weights = "balanced" if model.settings.class_weights == "balanced" else None
     with threadpool_limits(1, user_api="blas"):
         answers = LogisticRegression(max_iter=1000, class_weight=weights).fit(*training).predict(inputs)
     recalls = [(answers[targets == label] == label).mean() for label in sorted(set(targets.tolist()))]
-    return Linear("linear classifier", float((answers == targets).mean()), float(sum(recalls) / len(recalls)))
+    accuracy, balanced = float((answers == targets).mean()), float(sum(recalls) / len(recalls))
+    return Linear("accuracy", accuracy, "linear classifier", balanced)
 
 
 def linear_accuracy(model: "Network", samples: data.DataSet) -> float:
-    """Returns the accuracy of :func:`linear`."""
+    """Returns the accuracy of :func:`linear`; raises an AttributeError for regression."""
     return linear(model, samples).accuracy
 
 

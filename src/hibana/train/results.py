@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,35 @@ from hibana.train.settings import Settings
 if TYPE_CHECKING:
     from hibana.train.baseline import Linear
     from hibana.train.run import Outcome
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Result of a model on the test set.
+
+    Attributes:
+        measure: ``accuracy``, or ``explained`` for regression.
+        value: value of `measure`; NaN if it is not defined.
+    """
+
+    measure: str
+    value: float
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of test samples that are classified correctly; AttributeError for regression."""
+        return self._value_of("accuracy")
+
+    @property
+    def explained(self) -> float:
+        """Fraction of the variance explained (R², :func:`hibana.nn.loss.r_squared`); only for regression."""
+        return self._value_of("explained")
+
+    def _value_of(self, measure: str) -> float:
+        """Returns `value` if it is that of `measure`, else raises an AttributeError."""
+        if self.measure != measure:
+            raise AttributeError(f"the result has no {measure}: its measure is {self.measure}")
+        return self.value
 
 
 class Measurements(NamedTuple):
@@ -47,15 +76,19 @@ class RunSummary(NamedTuple):
 
 
 def write(folder: Path, outcome: "Outcome", linear: "Linear | None" = None) -> None:
-    """Writes the outcome of a run and the result of the `linear` model to ``result.json`` in `folder`."""
+    """Writes the outcome of a run and the result of the `linear` model to ``result.json`` in `folder`.
+
+    Errors are in the squared unit of the `quantity`, the label's column; both are ``null`` for classes.
+    """
     content = {
         "measure": outcome.measure,
-        "value": _without_nan(outcome.accuracy),
+        "value": _without_nan(outcome.value),
+        "quantity": outcome.quantity,
         "error": outcome.error,
         "balanced": outcome.balanced,
         "recalls": {name: _without_nan(value) for name, value in outcome.recalls.items()},
         "rates": outcome.rates,
-        "linear": linear and {**linear._asdict(), "accuracy": _without_nan(linear.accuracy)},
+        "linear": linear and {**asdict(linear), "value": _without_nan(linear.value)},
         "seconds": outcome.seconds,
     }
     files.write(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False).encode())
@@ -75,7 +108,8 @@ def read(folder: Path) -> Measurements | None:
             measure=str(content["measure"]),
             value=_float_or_none(content["value"]),
             rates={str(name): float(rate) for name, rate in content.get("rates", {}).items()},
-            linear=_float_or_none(linear.get("accuracy")),
+            # 0.2.0 wrote the linear model's value as its accuracy
+            linear=_float_or_none(linear.get("value", linear.get("accuracy"))),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file that something else wrote
         return None

@@ -42,37 +42,38 @@ TIMEOUT = timedelta(minutes=10)
 """Longest time that a process waits for the others, when they connect and at each exchange."""
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, kw_only=True)
+class Outcome(results.Measured):
     """Result of a run.
 
     Attributes:
+        measure: ``accuracy``, or ``explained`` for regression: the fraction of variance explained (R²).
+        value: `measure` on the test set. It is also the attribute of this name, such as ``outcome.accuracy``.
         settings: the complete settings that the run used.
         checkpoint: checkpoint of the network that was tested.
         logs: folder for TensorBoard, if it is installed.
-        accuracy: fraction of test samples that are classified correctly. For regression, the fraction of
-            variance explained (R², :func:`hibana.nn.loss.r_squared`).
         rates: firing rate of each layer on the test set, in spikes per neuron and step.
         silent: number of neurons of each layer that never spiked on the test set.
         started: firing rate of each layer before training.
         seconds: duration of the training.
-        history: value of each logged metric in each epoch.
-        measure: ``accuracy``, or ``explained`` for regression.
+        history: value of each logged metric in each epoch: ``training/loss``, ``validation/loss``, `measure`
+            of both, such as ``validation/accuracy``, and rates. The losses of a regression are squared errors
+            divided by the variance of the training labels.
         recalls: for each class, the fraction of its test samples that are classified correctly.
-        error: mean squared error of a regression, in units of the variance of the training labels.
+        quantity: name of the quantity that a regression predicts.
+        error: mean squared error of a regression, in the squared unit of the quantity.
     """
 
     settings: Settings = field(repr=False)
     checkpoint: Path
     logs: Path | None = field(repr=False)
-    accuracy: float
     rates: dict[str, float] = field(repr=False)
     silent: dict[str, int] = field(repr=False)
     started: dict[str, float] = field(repr=False)
     seconds: float
     history: dict[str, list[float]] = field(repr=False)
-    measure: str = "accuracy"
     recalls: dict[str, float] = field(default_factory=dict, repr=False)
+    quantity: str | None = None
     error: float | None = None
 
     @property
@@ -266,13 +267,15 @@ def complete(
         )
     if trainer.world_size > 1:
         atexit.register(_leave_process_group)  # not after a failure: it would wait for an unfinished exchange
+    target = None if model.description is None else model.description.target
     outcome = Outcome(
         settings=settings,
         checkpoint=best or writer.folder / LAST,
         logs=writer.folder / LOGS if trainer.logger else None,
-        accuracy=metrics[f"test/{model.objective.measure}"],
         measure=model.objective.measure,
-        error=metrics["test/loss"] if model.is_regression else None,
+        value=metrics[f"test/{model.objective.measure}"],
+        quantity=target.name if target and model.is_regression else None,
+        error=metrics["test/loss"] * target.deviation**2 if target and model.is_regression else None,
         recalls=_recalls(model, samples),
         rates=_layer_metrics(metrics, "rate"),
         silent={name: int(count) for name, count in _layer_metrics(metrics, "silent").items()},
@@ -282,7 +285,7 @@ def complete(
     )
     if folder.is_main:
         results.write(folder.path, outcome)
-    model.result = results.Measurements(outcome.measure, outcome.accuracy, outcome.rates)
+    model.result = results.Measurements(outcome.measure, outcome.value, outcome.rates)
     return model, outcome
 
 

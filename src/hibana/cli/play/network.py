@@ -48,9 +48,10 @@ class TrainedNetwork:
 
         Returns:
             ``picture``, ``[height, width]``, row 0 at the top; ``axes``, the names of its axes, ``None`` for
-            pixels; ``layers``, a raster ``[neurons, T]`` of each spiking layer by name, 1 for a spike;
-            ``potentials`` of the readout, ``[T, classes]``; ``label``, index of the correct class;
-            ``answer``, index of the predicted class; ``names`` of the classes.
+            pixels; ``features``, the names of a table's features, empty for other samples; ``layers``, a
+            raster ``[neurons, T]`` of each spiking layer by name, 1 for a spike; ``potentials`` of the
+            readout, ``[T, classes]``; ``label``, index of the correct class; ``answer``, index of the
+            predicted class; ``names`` of the classes.
 
         Raises:
             ValueError: if there is no such sample.
@@ -65,10 +66,12 @@ class TrainedNetwork:
             torch.manual_seed(index)  # the same random numbers each time
             potentials, spikes = activity(self._model.net, self._model.encode(inputs[None]))
             answer = int(self._model.objective.scores(potentials).argmax(1))
+        reader = self._model.description
         picture, axes = picture_of(inputs, sequential=bool(self._samples.sequential))
         return {
             "picture": picture.numpy(),
             "axes": axes,
+            "features": [] if reader is None else getattr(reader.inputs, "feature_names", []),
             "layers": {name: layer[:, 0].flatten(1).T.byte().numpy() for name, layer in spikes.items()},
             "potentials": potentials[:, 0].numpy(),
             "label": int(label),

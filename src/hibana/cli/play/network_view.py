@@ -3,12 +3,26 @@
 from typing import Any
 
 import numpy as np
-from bokeh.models import Button, Column, ColumnDataSource, CustomJS, Row, Slider, Spinner, TextInput, Toggle
+from bokeh.models import (
+    BasicTicker,
+    Button,
+    Column,
+    ColumnDataSource,
+    CustomJS,
+    FixedTicker,
+    Row,
+    Slider,
+    Spinner,
+    TextInput,
+    Toggle,
+)
 
 from hibana.cli.play.fields import WIDTH
 from hibana.cli.play.figures import BLUE, COLOURS, GREY, RED, Figure, column, empty, message, new_figure
 from hibana.cli.play.network import TrainedNetwork
 
+MAX_NAMED = 20
+"""Features of a sample up to which each is named."""
 PLAY_SCRIPT = """
 clearInterval(window.playing)
 if (cb_obj.active) {
@@ -64,7 +78,14 @@ class NetworkView:
     def _make_figures(self) -> None:
         """Creates the figures of the input and of the readout, with empty data."""
         self._picture = empty("image", "dw", "dh")
-        self._input = new_figure("Input", height=320, name="input")
+        transparent = dict.fromkeys(("background_fill_color", "border_fill_color", "outline_line_color"))
+        self._input = new_figure(
+            "Input", height=320, name="input", stylesheets=[":host {filter: none}"], **transparent
+        )
+        grey = {"axis_line_color": GREY, "major_tick_line_color": GREY, "minor_tick_line_color": None}
+        for axis in self._input.axis:
+            axis.update(**grey, axis_label_text_color=GREY, major_label_text_color=GREY)
+        self._input.title.text_color = GREY
         self._input.image("image", x=0, y=0, dw="dw", dh="dh", source=self._picture, palette="Viridis256")
         self._input.y_range.flipped = True
         self._input.grid.visible = False
@@ -124,6 +145,12 @@ class NetworkView:
         self._input.axis.visible = axes is not None
         self._input.xaxis.axis_label, self._input.yaxis.axis_label = axes or (None, None)
         self._input.match_aspect = axes is None
+        self._input.yaxis.visible = axes is not None and len(picture) > 1
+        features = sample["features"] if len(sample["features"]) <= MAX_NAMED else []
+        names = {column + 0.5: name for column, name in enumerate(features)}
+        self._input.xaxis.ticker = FixedTicker(ticks=list(names)) if names else BasicTicker()
+        self._input.xaxis.major_label_overrides = names
+        self._input.xaxis.major_label_orientation = 0.8 if names else "horizontal"  # radians
         self._input.title.text = f"Input: {sample['names'][sample['label']]}"
 
     def _show_layers(self, layers: dict[str, Any]) -> None:

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from hibana.data.user_data.base import Inputs, UserData
-from hibana.data.user_data.samples import Parts, RawSamples, Scale, add_validation, fit_scale, reading
+from hibana.data.user_data.samples import (
+    Parts,
+    RawSamples,
+    Scale,
+    add_validation,
+    check_size,
+    fit_scale,
+    reading,
+)
 from hibana.data.user_data.target import texts
 
 NAMES = (
@@ -137,7 +145,10 @@ def load_numpy(path: Path) -> Array | dict[str, Array]:
     with path.open("rb") as file:
         try:
             loaded = np.load(file, allow_pickle=False)
-            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            check_size(path, sum(member.file_size for member in loaded.zip.infolist()))
+            return dict(loaded)
         except ValueError as error:
             if "pickle" in str(error):  # NumPy suggests to load pickled objects, which would execute code
                 raise ValueError("it is not a NumPy file of numbers") from error

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hibana.data.base import machine_memory
 from hibana.data.user_data.arrays import load_numpy
 from hibana.data.user_data.base import Inputs, UserData
 from hibana.data.user_data.folders import labelled_files
-from hibana.data.user_data.samples import RawSamples, reading
+from hibana.data.user_data.samples import MEMORY_SHARE, RawSamples, check_size, reading
 
 Array = np.ndarray[Any, Any]
 
@@ -22,7 +23,9 @@ BINS = ("spikes", "counts")
 NAMES = {"t": ("t", "ts", "time", "timestamp"), "x": ("x",), "y": ("y",), "p": ("p", "pol", "polarity", "on")}
 """Usual names of the columns of a recording."""
 MOST_SIDE = 2048
-"""Maximum pixels of a sensor's side; the largest event cameras have 1,280."""
+"""Maximum pixels of a sensor's side that is not an argument; the largest event cameras have 1,280."""
+AT_ONCE = 512
+"""Samples of a batch of evaluation, which are numbers of four bytes."""
 
 
 @dataclass(frozen=True)
@@ -43,24 +46,37 @@ class EventInputs(Inputs):
         return (self.polarities, self.height, self.width)
 
     def tensor(self, values: Sequence[Any]) -> Tensor:
-        """The recordings in bins, ``[N, steps, polarities, height, width]``, boolean or ``float32``."""
+        """The recordings in bins, ``[N, steps, polarities, height, width]``, boolean or ``float32``.
+
+        Raises ValueError if they and a copy, which the split makes, do not fit in the memory.
+        """
         dtype = torch.bool if self.bins == "spikes" else torch.float32
-        inputs = torch.empty((len(values), self.steps, *self.shape), dtype=dtype, device="cpu")
-        for bins, events in zip(inputs, values, strict=True):
-            bins.copy_(self._binned(events))
+        size = self.steps * math.prod(self.shape)
+        needed = size * (2 * len(values) * dtype.itemsize + 4 * min(len(values), AT_ONCE))
+        if needed > (most := MEMORY_SHARE * machine_memory()):
+            raise ValueError(
+                f"recordings in bins must fit in {most / 1e9:.1f} GB, {MEMORY_SHARE:.0%} of the memory; "
+                f"{len(values):,} recordings of {self.steps} bins of {self.height}x{self.width} pixels and "
+                f"{self.polarities} polarities take {needed / 1e9:.1f} GB: use fewer bins (--steps), or a "
+                f"part of the sensor (--size)"
+            )
+        inputs = torch.zeros((len(values), self.steps, *self.shape), dtype=dtype, device="cpu")
+        for bins, events in zip(inputs.flatten(1), values, strict=True):
+            index = self._bin_indices(events)
+            if dtype == torch.bool:
+                bins[index] = True
+            else:
+                bins.scatter_add_(0, index, torch.ones_like(index, dtype=dtype))
         return inputs
 
-    def _binned(self, events: Any) -> Tensor:
-        """One recording, ``[steps, polarities, height, width]``, without events after `duration`."""
+    def _bin_indices(self, events: Any) -> Tensor:
+        """The index of the bin of each event of a recording that is within the input; ``int64``."""
         t, x, y, p = events.T
         step = np.floor((t - t.min()) / self.duration * self.steps).astype(np.int64)
         step = np.where(t - t.min() == self.duration, self.steps - 1, step)
         is_inside = (step < self.steps) & (x < self.width) & (y < self.height) & (p < self.polarities)
         index = ((step * self.polarities + p) * self.height + y) * self.width + x
-        size = self.steps * math.prod(self.shape)
-        counts = torch.from_numpy(np.bincount(index[is_inside].astype(np.int64), minlength=size))
-        counts = counts.reshape(self.steps, *self.shape)
-        return counts > 0 if self.bins == "spikes" else counts.float()
+        return torch.from_numpy(index[is_inside].astype(np.int64))
 
     def difference_from_training(self, values: Sequence[Any]) -> str:
         """A clause on the first recording of another length than in training; empty if there is none."""
@@ -86,7 +102,8 @@ class Events(UserData):
     Args:
         source: the folder.
         bins: ``spikes``: 1 if a bin has at least one event; ``counts``: the number of events.
-        size: height and width of the sensor, or one number for both; the largest coordinates if ``None``.
+        size: height and width of the sensor, or one number for both; the largest coordinates, which must be
+            below 2,048, if ``None``. Events outside of it are left out.
         options: see :class:`UserData`; `steps` is the number of bins.
     """
 
@@ -119,6 +136,14 @@ class Events(UserData):
         duration = lengths[min(len(lengths) - 1, len(lengths) * 9 // 10)]
         if duration <= 0:
             raise ValueError("recordings must have a duration, all events of these have the same time")
+        for name, events in zip(raw.names, raw.values, strict=True) if self.size is None else ():
+            x, y = events[:, 1:3].max(axis=0)
+            if max(x, y) >= MOST_SIDE:
+                raise ValueError(
+                    f"recording {name} of {self.source_name} has an event at {max(x, y):.0f} pixels; sensors "
+                    f"have at most {MOST_SIDE:,} on a side unless their size is named (--size), which leaves "
+                    f"events outside of it out"
+                )
         # columns 1, 2 and 3 of the events are x, y and the polarity
         width, height, polarities = (
             int(max(events[:, k].max() for events in raw.values)) + 1 for k in (1, 2, 3)
@@ -210,9 +235,12 @@ def _read_hdf5(path: Path) -> Any:
     with h5py.File(path) as file:
         for group in (file, *(file[name] for name in ("events", "CD/events") if name in file)):
             if isinstance(group, h5py.Dataset):
+                check_size(path, group.nbytes)
                 return group[()]
             if {"x", "y"} <= {name.lower() for name in group}:
-                return {name: group[name][()] for name in _event_columns(group)}
+                names = _event_columns(group)
+                check_size(path, sum(group[name].nbytes for name in names))
+                return {name: group[name][()] for name in names}
         raise ValueError(f"there are only {', '.join(file)}")
 
 

@@ -3,10 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hibana.data.base import machine_memory
 
 Parts = tuple[list[int], list[int], list[int]]
 """Indices of the training, validation and test samples."""
@@ -14,6 +17,11 @@ TEST, VALIDATION = 0.2, 0.1
 """Shares of the samples if the source defines no split."""
 EACH = 10
 """Every 10th training sample is for validation if the source defines a test part alone."""
+MEMORY_SHARE = 0.5
+"""Share of the machine's memory that the samples of a source may fill."""
+UNCHECKED_BYTES, MAX_EXPANSION = 500_000_000, 500
+"""Contents of more bytes may take at most MAX_EXPANSION times the size of their file. Random
+spikes of which 1% are set take 50 times the size of their archive (measured); zeros take 1,000 times."""
 
 
 @contextmanager
@@ -29,6 +37,20 @@ def reading(source: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
         raise ValueError(f"{source} can't be read: {reason}") from error
+
+
+def check_size(path: Path, size: int) -> None:
+    """Raises a ValueError if the contents of a file, `size` bytes, fill the memory or can't be meant."""
+    expansion = size // max(1, path.stat().st_size)
+    if size > UNCHECKED_BYTES and expansion > MAX_EXPANSION:
+        raise ValueError(
+            f"it declares {size / 1e6:,.0f} MB, {expansion:,} times its size; at most {MAX_EXPANSION} times "
+            f"are read"
+        )
+    if size > (most := MEMORY_SHARE * machine_memory()):
+        raise ValueError(
+            f"it declares {size / 1e9:,.1f} GB; {most / 1e9:.1f} GB fit in {MEMORY_SHARE:.0%} of the memory"
+        )
 
 
 @dataclass

@@ -53,6 +53,15 @@ class TableInputs(Inputs):
         """The number of features."""
         return (sum(len(column.categories) or 1 for column in self.columns),)
 
+    @property
+    def feature_names(self) -> list[str]:
+        """A name for each feature: that of a column of numbers, or ``COLUMN=CATEGORY``."""
+        return [
+            f"{column.name}={category}" if category else column.name
+            for column in self.columns
+            for category in column.categories or ("",)
+        ]
+
     def select_columns(self, table: "DataFrame") -> "DataFrame":
         """The columns to learn from; by position if `table` has no header and as many columns.
 
@@ -88,7 +97,13 @@ class TableInputs(Inputs):
         return torch.from_numpy(np.stack(features, axis=1))
 
     def difference_from_training(self, values: "DataFrame") -> str:
-        """A clause on a column with another range than in training; empty if there is none."""
+        """A clause on a column with a new category or another range than in training; empty without one."""
+        for column in self.columns:
+            if column.categories:
+                present = values[column.name].dropna()
+                cells = dict(zip(texts(present.tolist()), present.index, strict=True))
+                for cell in (cell for cell in cells if cell not in column.categories):
+                    return f"column {column.name!r} has {cell!r}, which is not in the training data"
         names = [f"column {c.name!r}" for c in self.columns for _ in range(len(c.categories) or 1)]
         return self.scale.difference_from_training(self.features(values), names)
 
@@ -129,6 +144,8 @@ class Table(UserData):
         table, notes = read_table(source, self.option("encoding"))
         if self._description is None:
             label = self._label_column(table)
+            if self.columns is None:
+                self._check_rows(table, label)
             inputs, exclusions = self._input_columns(table, label)
         else:
             assert isinstance(self._description.inputs, TableInputs)
@@ -171,6 +188,27 @@ class Table(UserData):
             return usual
         categories = [name for name in table.columns[~numeric(table)] if table[name].nunique() <= 50]
         return names[0] if categories == names[:1] else names[-1]
+
+    def _check_rows(self, table: "DataFrame", label: str) -> None:
+        """Raises a ValueError if the rows are the steps of sequences.
+
+        They are if times repeat, but differ in all rows with the same value of another column, and the label
+        is the same in these rows. Single rows would put one sequence in both the training and the test part.
+        """
+        times = [name for name in table.columns if name.lower() in TIMES and name != label]
+        if not times or table[times[0]].is_unique:
+            return
+        for name in table.columns.drop(list({times[0], label})):
+            is_repeated = table[name].dtype.kind != "f" and 1 < table[name].nunique() <= len(table) // 2
+            if not is_repeated or table.duplicated([name, times[0]]).any():
+                continue
+            if table.groupby(name)[label].nunique(dropna=False).max() == 1:
+                raise ValueError(
+                    f"{self.source_name} seems to have the steps of sequences as rows: the times "
+                    f"{times[0]!r} repeat for each {name!r}, whose rows have one label {label!r}. Join them "
+                    f"by --group {name} (hb.data.Sequences(..., group={name!r})), or name the columns to "
+                    f"learn from (--columns)"
+                )
 
     def _input_columns(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
         """The columns to learn from, and notes on the columns that are left out."""

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hibana.data.user_data.samples import reading
+from hibana.data.user_data.samples import check_size, reading
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+MAX_COLUMNS = 1 << 16
+"""Columns of a table; measurements of gene expression have up to 60,000, which take ten seconds."""
 PLAIN = "column "
 """Prefix of the column names of a table without a header; the column's number follows."""
 SAMPLE = 1 << 16
@@ -48,8 +50,7 @@ def read_table(source: Any, encoding: str | None = None) -> "tuple[DataFrame, li
     path, notes = Path(source), list[str]()
     with reading(f"table {path}"):
         if path.suffix.lower() in (".parquet", ".pq"):
-            import pyarrow  # noqa: F401 - if it is missing, pandas does not raise ModuleNotFoundError
-
+            _check_parquet(path)
             table = pandas.read_parquet(path)
         else:
             table, notes = _parse(path.read_bytes(), encoding)
@@ -59,6 +60,31 @@ def read_table(source: Any, encoding: str | None = None) -> "tuple[DataFrame, li
     if all(isinstance(name, int) for name in table.columns):
         table.columns = [f"{PLAIN}{number}" for number in range(1, len(table.columns) + 1)]
     return table.rename(columns=str), notes
+
+
+def _check_parquet(path: Path) -> None:
+    """Raises a ValueError if the table in a Parquet file has too many columns or bytes."""
+    import pyarrow
+    from pyarrow import compute, parquet
+
+    metadata = parquet.read_metadata(path)
+    _check_columns(metadata.num_columns)
+    encoded = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    check_size(path, max(encoded, 8 * metadata.num_rows * metadata.num_columns))
+    is_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_binary)
+    names = [field.name for field in parquet.read_schema(path) if any(check(field.type) for check in is_text)]
+    size = 0
+    for column in parquet.read_table(path, columns=names, read_dictionary=names).columns:
+        for chunk in column.chunks:  # a text that occurs often is stored once, but read as often
+            lengths = compute.binary_length(chunk.dictionary).cast(pyarrow.int64())
+            size += compute.sum(lengths.take(chunk.indices)).as_py() or 0
+    check_size(path, size)
+
+
+def _check_columns(count: int) -> None:
+    """Raises a ValueError if a table has too many columns."""
+    if count > MAX_COLUMNS:
+        raise ValueError(f"it has {count:,} columns; at most {MAX_COLUMNS:,} are read")
 
 
 def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
@@ -108,6 +134,8 @@ def _parse(content: bytes, encoding: str | None) -> "tuple[DataFrame, list[str]]
     text, detected = decode(content, encoding)
     text = text.removeprefix("\ufeff")
     layout = _layout(text[:SAMPLE])
+    first_line, separator = re.findall(r"\A\s*([^\r\n]*)", text)[0], layout["sep"]
+    _check_columns(len(first_line.split()) if separator == r"\s+" else first_line.count(separator) + 1)
     table = pandas.read_csv(
         io.StringIO(text),
         **layout,
