@@ -115,7 +115,7 @@ def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...
     """
     fixed = [-1] * len(shape)
     for tensor in tensors.values():
-        if not _broadcasts(tensor.shape, shape):
+        if not broadcasts(tensor.shape, shape):
             fixed[-1:] = shape[-1:]
             continue
         for dimension, size in zip(range(len(shape) - 1, -1, -1), reversed(tensor.shape), strict=False):
@@ -124,7 +124,7 @@ def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...
     return tuple(fixed)
 
 
-def _broadcasts(tensor_shape: torch.Size, shape: torch.Size) -> bool:
+def broadcasts(tensor_shape: torch.Size, shape: torch.Size) -> bool:
     """Whether a tensor of the shape `tensor_shape` broadcasts to `shape`."""
     return len(tensor_shape) <= len(shape) and all(
         size in (1, target_size)
