@@ -57,7 +57,6 @@ def names_in(code: types.CodeType) -> Names:
             chains[-1].append(line.argval)
     variables = {tuple(chain) for chain in chains}
     computes_names = not _READS_ANY_ATTRIBUTE.isdisjoint(attributes | {chain[0] for chain in chains})
-    computes_names = not _READS_ANY_ATTRIBUTE.isdisjoint(attributes | {first for first, *_ in variables})
     untracked = attributes & _UNTRACKED_ATTRIBUTES
     untracked |= {_UNTRACKED_INSTRUCTIONS[i.opname] for i in lines if i.opname in _UNTRACKED_INSTRUCTIONS}
     for inner in (names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)):

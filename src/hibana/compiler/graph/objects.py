@@ -28,7 +28,7 @@ UNCHANGED_PACKAGES = {
     *("collections", "contextlib", "dataclasses", "enum", "functools", "itertools", "math", "numbers"),
     *("operator", "reprlib", "types", "typing"),
 }
-"""Packages whose functions and classes do the same at each call, except those that :func:`_reads_state`."""
+"""Packages whose functions and classes do the same at each call, except functions that read a state."""
 _READS_STATE = {
     *("_get_extobj_dict", "getbufsize", "geterr", "geterrcall", "get_printoptions", "numpy.random"),
     *("__import__", "breakpoint", "compile", "eval", "exec", "globals", "id", "input", "open"),

@@ -5,6 +5,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from types import MethodWrapperType
 from typing import Any
 
 import torch
@@ -135,10 +136,10 @@ class _AttributeReads(TorchFunctionMode):
         if func in _SIZES:
             self.sizes = True
         elif func not in _CONSTANT:
-            is_attribute = func.__name__ == "__get__"
+            is_attribute = isinstance(func, MethodWrapperType) and func.__name__ == "__get__"
             is_read = not _has_tensor(result) and (is_attribute or result is not None)
             if is_read or func == _GRADIENT:
-                name = (func.__self__ if is_attribute else func).__name__
+                name = getattr(func.__self__ if is_attribute else func, "__name__", func)
                 raise Unsupported(f"the step looks at {name} of a tensor")
         if func in _MAY_COPY or (func is Tensor.to and "memory_format" in kwargs):
             self.recorder.may_copy = True
