@@ -245,6 +245,7 @@ def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", x: "T
 
 named_kernels.bit_product = _bit_product
 named_kernels.synapse_sums = _synapse_sums
+peer_aliases.suggest_attributes(surrogate, "hibana.surrogate")
 
 
 class _PublicModules:
@@ -256,7 +257,7 @@ class _PublicModules:
         return ModuleSpec(name, self) if is_alias else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(f"hibana.{_PUBLIC[spec.name.rpartition('.')[2]]}")
+        module = _public_module(spec.name.rpartition(".")[2])
         spec.loader_state = module.__spec__
         return module
 
@@ -267,6 +268,12 @@ class _PublicModules:
 
 
 sys.meta_path.append(_PublicModules())
+
+
+def _public_module(name: str) -> ModuleType:
+    """The module that is public as ``hibana.{name}``."""
+    module = importlib.import_module(f"hibana.{_PUBLIC[name]}")
+    return peer_aliases.suggest_attributes(module, f"hibana.{name}")
 
 
 def __dir__() -> list[str]:
@@ -283,11 +290,9 @@ def __getattr__(name: str) -> Any:
             value = getattr(importlib.import_module(f"hibana.{_MODULE_OF[name]}"), name)
         return globals().setdefault(name, value)
     if name not in _PUBLIC:
-        module = peer_aliases.MODULES.get(name)
-        hint = f"its own is hibana.{module}" if module else peer_aliases.METHODS.get(name, "")
-        raise AttributeError(f"module 'hibana' has no attribute {name!r}{hint and f'; {hint}'}")
+        raise peer_aliases.unknown_name_error(name, __dir__())
     try:
-        return importlib.import_module(f"hibana.{_PUBLIC[name]}")
+        return _public_module(name)
     except ModuleNotFoundError as error:
         message = extras.missing_module_message(error)
         if message is None:

@@ -191,3 +191,13 @@ def test_a_user_defined_cell_may_have_ranges():
     cell.decay_time = torch.tensor([2.0])
     assert torch.equal(cell.decay_time, torch.tensor([2.0]))
     assert [*cell.state_dict()] == ["decay_time"]
+
+
+@pytest.mark.parametrize("backend", ["auto", "cpu"])
+@pytest.mark.parametrize("value", [torch.tensor([1.5, 2.5]), nn.Parameter(torch.tensor([1.5, 2.5]))])
+def test_a_value_of_a_wrong_size_is_refused_by_name(value, backend):
+    cell = hb.LIFCell(tau=value)
+    message = r"tau of LIFCell must be one number or broadcast .*, \[4, 3\], got shape \[2\]"
+    with pytest.raises(ValueError, match=message):
+        hb.unroll(cell, torch.rand(5, 4, 3), backend=backend)
+    hb.unroll(cell, torch.rand(5, 4, 2), backend=backend)

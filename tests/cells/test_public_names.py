@@ -82,6 +82,27 @@ def test_the_reset_functions_of_other_libraries_raise_an_error_with_the_fix(laye
     delattr(layer, name)
 
 
+MISSPELT = {
+    "Lif": (lambda: hb.Lif, "module 'hibana' has no attribute 'Lif'; did you mean 'LIF'"),
+    "Atan": (lambda: hb.surrogate.Atan, "'hibana.surrogate' has no attribute 'Atan'; did you mean 'ATan'"),
+    "rates": (lambda: hb.loss.rates, "'hibana.loss' has no attribute 'rates'; did you mean 'Rate'"),
+    "to_onx": (
+        lambda: hb.convert.to_onx,
+        "'hibana.convert' has no attribute 'to_onx'; did you mean 'to_onnx'",
+    ),
+    "Tabel": (lambda: hb.data.Tabel, "'hibana.data' has no attribute 'Tabel'; did you mean 'Table'"),
+    "Setings": (lambda: hb.train.Setings, "'hibana.train' has no .* 'Setings'; did you mean 'Settings'"),
+    "qqq": (lambda: hb.qqq, "module 'hibana' has no attribute 'qqq'$"),
+}
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_the_error_of_a_misspelt_name_suggests_the_most_similar_one(name):
+    read, message = MISSPELT[name]
+    with pytest.raises(AttributeError, match=message):
+        read()
+
+
 MISTAKEN_CALLS = {
     "a size": (lambda: hb.IF(16), "is its threshold, not a number of neurons"),
     "a decay": (lambda: hb.LIF(beta=0.9), "hibana's is tau, in time steps"),

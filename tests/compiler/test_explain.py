@@ -165,3 +165,9 @@ def test_explain_says_that_no_gradient_flows():
     )
     table = hb.explain(torch.nn.Sequential(hb.OverTime(Compared()), hb.IF()))
     assert re.search(r"0 +OverTime +\d+ bits +none +cpu", table)
+
+
+@pytest.mark.parametrize(("module", "text"), [("LIF", "got 'LIF'"), (hb.LIF, "got the class LIF: call it")])
+def test_an_object_that_is_no_module_is_refused(module, text):
+    with pytest.raises(TypeError, match=rf"module must be a torch\.nn\.Module.*{text}"):
+        hb.explain(module)

@@ -1,5 +1,6 @@
 """Every kind of object that a step can read is followed or refused, so that no change is missed."""
 
+import abc
 import builtins
 import collections
 import contextvars
@@ -7,6 +8,7 @@ import dataclasses
 import enum
 import functools
 import logging
+import math
 import operator
 import random
 import sys
@@ -14,6 +16,7 @@ import threading
 import time
 import types
 import warnings
+from math import copysign
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -296,7 +299,48 @@ def of_absolute():
     return abs(-0.5)
 
 
+class Abstract(abc.ABC):
+    @abc.abstractmethod
+    def read(self): ...
+
+
+def of_isinstance():
+    return 0.25 if isinstance(CONFIG, Abstract) else 0.5
+
+
+def made_by_exec():
+    variables = {}
+    exec("class Made:\n    slope = 0.5", variables)
+    kind = variables["Made"]
+    assert kind.__module__ == "builtins"
+    return kind
+
+
+def sign_of(held):
+    return 0.25 + copysign(0.125, held[0].imag)
+
+
 FOLLOWED = {
+    "a class that is registered with another": lambda: reading(
+        of_isinstance, lambda: Abstract.register(types.ModuleType)
+    ),
+    "a class that is made by exec": lambda: kind(
+        made_by_exec()(), slope_of, lambda held: setattr(type(held), "slope", 0.25)
+    ),
+    "the sign of a zero in a complex number": lambda: kind(
+        [complex(1, 0.0)], sign_of, lambda held: held.__setitem__(0, complex(1, -0.0))
+    ),
+    "a complex NaN": lambda: kind(
+        [complex(0, math.nan)], sign_of, lambda held: held.__setitem__(0, complex(0, -math.nan))
+    ),
+    "a variable of a module of torch": lambda: reading(
+        lambda: torch._tensor_str.PRINT_OPTS.edgeitems / 8, lambda: torch.set_printoptions(edgeitems=2)
+    ),
+    "a variable of a module of torch, by another name": lambda: kind(
+        torch,
+        lambda held: held._tensor_str.PRINT_OPTS.edgeitems / 8,
+        lambda _: torch.set_printoptions(edgeitems=2),
+    ),
     "the bases of a class": with_other_bases,
     "a built-in function": lambda: reading(
         of_absolute, set_attribute(builtins, "abs", lambda x, true=abs: 0.25 if x == -0.5 else true(x))
@@ -350,7 +394,37 @@ FOLLOWED = {
         [np.float32(0.5)], first_of, lambda held: held.insert(0, np.float32(0.25))
     ),
 }
+
+
+def set_flag(owner, name):
+    return lambda: setattr(owner, name, not getattr(owner, name))
+
+
 REFUSED = {
+    "whether algorithms are deterministic": lambda: reading(
+        lambda: 0.5 / (1 + torch.are_deterministic_algorithms_enabled()),
+        lambda: torch.use_deterministic_algorithms(True),
+    ),
+    "the precision of products": lambda: reading(
+        lambda: 0.5 if torch.get_float32_matmul_precision() == "highest" else 0.25,
+        lambda: torch.set_float32_matmul_precision("high"),
+    ),
+    "autocast": lambda: reading(
+        lambda: 0.5 / (1 + torch.is_autocast_cpu_enabled()), lambda: torch.set_autocast_enabled("cpu", True)
+    ),
+    "a flag of a backend of torch": lambda: reading(
+        lambda: 0.5 / (1 + torch.backends.mkldnn.enabled), set_flag(torch.backends.mkldnn, "enabled")
+    ),
+    "a flag of a part of a backend": lambda: reading(
+        lambda: 0.5 / (1 + torch.backends.cuda.matmul.allow_tf32),
+        set_flag(torch.backends.cuda.matmul, "allow_tf32"),
+    ),
+    "whether processes are grouped": lambda: reading(
+        lambda: 0.5 / (1 + torch.distributed.is_initialized()), lambda: None
+    ),
+    "a function of torch, by another name of the module": lambda: kind(
+        torch, lambda held: 0.5 / (1 + held.is_warn_always_enabled()), lambda _: torch.set_warn_always(True)
+    ),
     "the attributes that a pattern matches": lambda: kind(
         Matched(), matched, lambda _: setattr(Matched, "__match_args__", ("other", "slope"))
     ),
@@ -393,9 +467,16 @@ class Subclass(torch.Tensor):
 
 
 @pytest.fixture(autouse=True)
-def _settings_of_numpy_stay():
+def _settings_stay():
+    tf32, mkldnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.mkldnn.enabled
     with np.errstate():
         yield
+    torch.set_printoptions(profile="default")
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("highest")
+    torch.set_autocast_enabled("cpu", False)
+    torch.set_warn_always(False)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.mkldnn.enabled = tf32, mkldnn
 
 
 def restore_after(monkeypatch):
@@ -499,6 +580,8 @@ TENSORS = {
     "an array made of a tensor": lambda cell: float(np.asarray(cell.loose[0])[0]),
     "a gradient": lambda cell: 0.5 if cell.loose[0].grad is None else 0.25,
     "a version": lambda cell: 1 / (2 + cell.loose[0]._version),
+    "whether it was made in inference mode": lambda cell: 0.5 / (1 + cell.loose[0].is_inference()),
+    "the tensor of a view": lambda cell: 0.5 if cell.loose[0]._base is None else 0.25,
     "whether gradients are recorded": lambda cell: 0.5 * torch.is_grad_enabled() * cell.loose[0],
 }
 
@@ -511,6 +594,40 @@ def test_a_tensor_that_is_read_by_no_operation_is_refused(name):
     for _ in range(2):
         compare_backends(cell)
         change_tensors(cell)
+
+
+class MakesTensor(hb.Cell):
+    def forward(self, input_, v_previous):
+        return (torch.tensor(0.1) * v_previous + input_,)
+
+
+def test_a_changed_default_dtype_is_followed():
+    cells = [MakesTensor(), MakesTensor()]
+    inputs = INPUTS.double()
+    try:
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            for cell in (*cells, MakesTensor()):
+                expected, _ = hb.unroll(cell, inputs, backend="reference")
+                for _ in range(2):
+                    assert torch.equal(hb.unroll(cell, inputs, backend="cpu")[0], expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class NamedLikeAFunction(hb.Cell):
+    def __init__(self):
+        super().__init__()
+        self.seed = self.compile = 0.5
+
+    def forward(self, input_, v_previous):
+        with torch.no_grad():
+            scale = torch.ones_like(input_, device=torch.device("cpu")) * self.seed
+        return (torch.nn.functional.relu(v_previous) * scale + torch.ops.aten.relu(input_) * self.compile,)
+
+
+def test_an_attribute_may_have_the_name_of_a_function_of_torch_that_reads_a_state():
+    hb.unroll(NamedLikeAFunction(), INPUTS, backend="cpu")
 
 
 class WithUnread(hb.Cell):

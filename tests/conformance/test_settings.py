@@ -129,6 +129,30 @@ def test_hooks_on_a_cell_run_at_each_step():
     hb.unroll(cell, INPUTS, backend="cpu")
 
 
+GLOBAL_HOOKS = (
+    nn.modules.module.register_module_forward_pre_hook,
+    nn.modules.module.register_module_forward_hook,
+    nn.modules.module.register_module_full_backward_pre_hook,
+    nn.modules.module.register_module_full_backward_hook,
+)
+
+
+@pytest.mark.parametrize("register", GLOBAL_HOOKS)
+@pytest.mark.parametrize("cell", [hb.IFCell(), hb.PLIFCell()], ids=["bare", "with a parameter"])
+def test_hooks_on_all_modules_run_at_each_step(register, cell):
+    auto(cell, INPUTS, None)
+    calls = []
+    handle = register(lambda module, *_: calls.append(module))
+    try:
+        auto(cell, INPUTS.clone().requires_grad_(), None)[0].sum().backward()
+        assert calls == [cell] * len(INPUTS)
+        with pytest.raises(RuntimeError, match=r"hooks on \w+ are to run at each step"):
+            hb.unroll(cell, INPUTS, backend="cpu")
+    finally:
+        handle.remove()
+    hb.unroll(cell, INPUTS, backend="cpu")
+
+
 def test_a_cell_that_holds_itself_is_compiled():
     cell = Scaled(Factor(0.5).times, by_call)
     cell.around = [cell, {"again": cell}]

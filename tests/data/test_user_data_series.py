@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
+import pandas
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("pandas", reason="the extra train is not installed")
@@ -158,6 +159,22 @@ def test_fit_takes_datasets_of_series_and_of_spike_trains(tmp_path):
 class _Stream(IterableDataset):
     def __iter__(self):
         return iter([])
+
+
+class _Dictionaries(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return {"pixels": torch.zeros(3), "label": index % 2}
+
+
+def test_a_dataset_of_dictionaries_and_a_data_frame_are_refused_with_a_hint(tmp_path):
+    with pytest.raises(TypeError, match=r"pairs \(x, y\), got dictionaries with the keys pixels, label"):
+        train.fit(train.Settings(), tmp_path / "run", samples=_Dictionaries())
+    frame = pandas.DataFrame({"x": [1.0, 2.0], "label": ["a", "b"]})
+    with pytest.raises(TypeError, match=r"got a DataFrame: pass hb\.data\.Table\(frame, label="):
+        train.fit(train.Settings(), tmp_path / "run", samples=frame)
 
 
 @pytest.mark.parametrize(

@@ -261,3 +261,26 @@ def test_check_takes_an_optimized_network_of_images():
 def test_a_layer_in_place_of_a_cell_is_refused_with_a_hint():
     with pytest.raises(TypeError, match=r"cell must be a hibana.Cell, .* got IF; pass its cell, layer\.cell"):
         hb.record(hb.IF(), torch.rand(3, 2))
+
+
+def test_check_reports_a_network_without_neurons():
+    report = repr(hb.check(nn.Sequential(nn.Linear(4, 3)), torch.rand(5, 2, 4)))
+    assert "nothing is wrong" not in report
+    assert "the network has no neurons: add layers such as hb.LIF()" in report
+    with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module.*, got 'x'"):
+        hb.check("x")
+
+
+@pytest.mark.parametrize(("readout", "steps", "is_far"), [(hb.LI(), 200, True), (hb.LI(), 4, False)])
+def test_check_reports_a_readout_that_sums_over_many_steps(readout, steps, is_far):
+    layer = nn.Linear(4, 3, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.1], [0.0], [-0.1]]).expand(3, 4))
+    inputs = torch.full((steps, 2, 4), 0.5)
+    report = repr(hb.check(nn.Sequential(layer, readout), inputs))
+    message = (
+        f"layer '1' (LI) sums its input over {steps} steps: its mean potentials differ by 20 between classes"
+    )
+    assert (message in report) == is_far
+    assert ("nothing is wrong" in report) != is_far
+    assert "nothing is wrong" in repr(hb.check(nn.Sequential(layer, hb.LI(tau=20.0)), inputs))

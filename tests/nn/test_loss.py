@@ -162,3 +162,11 @@ def test_silent_neurons_get_a_gradient_from_smooth_surrogates_only():
 def test_invalid_arguments_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+@pytest.mark.parametrize("objective", [loss.Rate(), loss.TET(), loss.MembraneMax(smoothing=0.1)], ids=repr)
+def test_a_class_out_of_range_is_refused(objective, label):
+    message = rf"target must hold class indices in \[0, 3\), as outputs have 3 classes, got {label}"
+    with pytest.raises(ValueError, match=message):
+        objective(torch.rand(5, 2, 3), torch.tensor([0, label]))

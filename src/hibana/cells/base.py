@@ -123,17 +123,18 @@ class BuiltIn(Cell):
 
         Raises ValueError if a name is not that of a value with a range.
         """
-        ranges = {
-            name: value
-            for kind in type(self).__mro__
-            for name, value in vars(kind).items()
-            if isinstance(value, AtLeast)
-        }
+        ranges = self._ranges()
         for name in [names] if isinstance(names, str) else names:
             if name not in ranges:
                 raise ValueError(f"learn must name values among {', '.join(sorted(ranges))}; got {name!r}")
             if not isinstance(self._parameters.get(name), nn.Parameter):
                 ranges[name].learn(self)
+
+    @classmethod
+    def _ranges(cls) -> dict[str, AtLeast]:
+        """The values with a range, by name."""
+        attributes = [item for kind in cls.__mro__ for item in vars(kind).items()]
+        return {name: value for name, value in attributes if isinstance(value, AtLeast)}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Checks the names of the arguments, and that the first is not a number of neurons.

@@ -7,7 +7,8 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from types import ModuleType
+from typing import NoReturn, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -114,10 +115,43 @@ def unknown_argument_error(called: str, names: Iterable[str], parameters: Sequen
                 return TypeError(f"{called} has no argument {name!r}; hibana's is {hint}")
             if not parameter:
                 return TypeError(f"{called} has no argument {name!r}; {hint}")
-        similar = difflib.get_close_matches(name, parameters, 1)
-        hint = f"; did you mean {similar[0]!r}? It takes " if similar else "; it takes "
+        similar = suggestion(name, parameters)
+        hint = f"{similar} It takes " if similar else "; it takes "
         return TypeError(f"{called} has no argument {name!r}{hint}{', '.join(parameters)}")
     return None
+
+
+def unknown_name_error(name: str, names: Iterable[str]) -> AttributeError:
+    """The error for a `name` that hibana lacks, with hibana's name for it, or the most similar of `names`."""
+    hint = f"its own is hibana.{MODULES[name]}" if name in MODULES else METHODS.get(name)
+    end = f"; {hint}" if hint else suggestion(name, names)
+    return AttributeError(f"module 'hibana' has no attribute {name!r}{end}")
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """The end of an error message with the one of `names` that is most similar to `name`, or ``""``.
+
+    >>> suggestion("Atan", ["ATan", "Box"])
+    "; did you mean 'ATan'?"
+    """
+    by_lower_case = {other.lower(): other for other in names}
+    similar = difflib.get_close_matches(name.lower(), by_lower_case, 1)
+    return f"; did you mean {by_lower_case[similar[0]]!r}?" if similar else ""
+
+
+def suggest_attributes(module: ModuleType, public_name: str) -> ModuleType:
+    """`module`; the error for an attribute that it lacks then suggests a similar public name.
+
+    `public_name` is the name of the module in the message. A module's own ``__getattr__`` stays.
+    """
+
+    def get_attribute(name: str) -> NoReturn:
+        """Raises AttributeError for a `name` that the module lacks."""
+        hint = suggestion(name, module.__all__)
+        raise AttributeError(f"module {public_name!r} has no attribute {name!r}{hint}")
+
+    vars(module).setdefault("__getattr__", get_attribute)
+    return module
 
 
 def check_argument_names(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

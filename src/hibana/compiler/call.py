@@ -16,7 +16,7 @@ from hibana.cells.surrogate import in_forward_mode
 from hibana.compiler import autograd, call_context, programs, reference
 from hibana.compiler.backend import check_backend, default_backend, refusal
 from hibana.compiler.call_context import is_traced, is_traced_or_transformed
-from hibana.compiler.checks import check_batch, check_inputs, checked_state, warn_slow
+from hibana.compiler.checks import check_batch, check_inputs, check_values, checked_state, warn_slow
 from hibana.compiler.draws import Drawing
 from hibana.compiler.gradient_warning import warn_without_derivative
 from hibana.compiler.graph.ops import Unsupported
@@ -180,6 +180,7 @@ def _executable(
         try:
             kernels = programs.kernels_of(cell, backend_name, inputs.shape[1:], dtype)
         except Unsupported as error:
+            check_values(cell, inputs.shape[1:])
             if backend != "auto":
                 raise
             reason, subject = str(error), ""

@@ -8,11 +8,12 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.cells.base import check_cell
+from hibana.cells.base import BuiltIn, check_cell
 from hibana.compiler import reference
+from hibana.compiler.tensors import broadcasts
 
 
 def check_inputs(cell: Cell, inputs: Tensor) -> None:
@@ -26,6 +27,28 @@ def check_inputs(cell: Cell, inputs: Tensor) -> None:
         raise ValueError("inputs must have time first, [T, ...], got a tensor without dimensions")
     if inputs.shape[0] == 0:
         raise ValueError(f"inputs must have at least one time step, got shape {tuple(inputs.shape)}")
+
+
+def check_module(module: object, name: str = "module") -> None:
+    """Raises ``TypeError`` if the argument `name` of a function is not a module."""
+    if isinstance(module, type):
+        raise TypeError(f"{name} must be a torch.nn.Module, got the class {module.__name__}: call it")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{name} must be a torch.nn.Module, such as hb.LIF(), got {module!r:.100}")
+
+
+def check_values(cell: Cell, shape: torch.Size) -> None:
+    """Raises ``ValueError`` if a value of a cell of hibana does not broadcast to one step, of `shape`."""
+    if not isinstance(cell, BuiltIn):
+        return
+    names = {range_.parameter_name: name for name, range_ in cell._ranges().items()}
+    expected = f"one number or broadcast to one step of the input, {list(shape)}"
+    for name, value in (*cell._parameters.items(), *cell._buffers.items()):
+        if value is not None and not broadcasts(value.shape, shape):
+            raise ValueError(
+                f"{names.get(name, name)} of {type(cell).__name__} must be {expected}, "
+                f"got shape {list(value.shape)}"
+            )
 
 
 def check_batch(inputs: Tensor) -> None:

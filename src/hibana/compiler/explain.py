@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler import backend as backends
+from hibana.compiler.checks import check_module
 from hibana.compiler.equations import REFERENCE, Report, explain_cell
 from hibana.compiler.torch_layers import ORIGINAL_CLASS, add_hint
 
@@ -41,6 +42,7 @@ def explain(
         code: whether to append the generated code, once per cell.
 
     Raises:
+        TypeError: if `module` is not a module.
         ValueError: if `module` contains no cell and no layer that works per spike, or `backend` is another.
 
     >>> import torch, hibana as hb
@@ -59,6 +61,7 @@ def explain(
     0      Linear  [5, 1, 2]  [5, 1, 4]  100% -> 100% ...
     1      IF      [5, 1, 4]  [5, 1, 4]  100% -> ...
     """
+    check_module(module)
     choices = [name for name in backends.names() if name not in ("auto", "reference")]
     if backend not in choices:
         raise ValueError(f"backend must be one of {', '.join(choices)}; got {backend!r}")

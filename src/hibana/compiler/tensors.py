@@ -115,10 +115,10 @@ def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...
     """
     fixed = [-1] * len(shape)
     for tensor in tensors.values():
-        broadcasts = _broadcasts(tensor.shape, shape)
-        if not broadcasts or (shape[-1] == 1 and tensor.ndim > 1):
+        fits = broadcasts(tensor.shape, shape)
+        if not fits or (shape[-1] == 1 and tensor.ndim > 1):
             fixed[-1:] = shape[-1:]
-        if not broadcasts:
+        if not fits:
             continue
         for dimension, size in zip(range(len(shape) - 1, -1, -1), reversed(tensor.shape), strict=False):
             if size > 1:
@@ -126,7 +126,7 @@ def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...
     return tuple(fixed)
 
 
-def _broadcasts(tensor_shape: torch.Size, shape: torch.Size) -> bool:
+def broadcasts(tensor_shape: torch.Size, shape: torch.Size) -> bool:
     """Whether a tensor of the shape `tensor_shape` broadcasts to `shape`."""
     return len(tensor_shape) <= len(shape) and all(
         size in (1, target_size)

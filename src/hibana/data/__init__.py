@@ -12,6 +12,7 @@ that need them (``pip install '.[train]'``, ``'.[data]'``).
 import warnings
 from typing import Any
 
+from hibana.cells.peer_aliases import suggestion
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.named_sets import MNIST, MNIST1D, Digits, FashionMNIST, SpokenDigits
 from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
@@ -39,7 +40,7 @@ def __getattr__(name: str) -> Any:
     if name == "Own":
         warnings.warn("hb.data.Own is deprecated; use hb.data.UserData", DeprecationWarning, stacklevel=2)
         return UserData
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    raise AttributeError(f"module 'hibana.data' has no attribute {name!r}{suggestion(name, __all__)}")
 
 
 def load(name: str, batch_size: int = 64, **options: Any) -> DataSet:

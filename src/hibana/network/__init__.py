@@ -9,6 +9,7 @@ integers. :func:`to_c`, :func:`to_onnx` and :func:`export` write the loop over t
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hibana.cells.peer_aliases import suggestion
 from hibana.network.ann import from_ann
 from hibana.network.report import Conversion, LayerReport, accuracy_over_time
 from hibana.network.torch_export import export
@@ -44,4 +45,5 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         with explain_import_error(f"hibana.convert.{name}"):
             return getattr(importlib.import_module(f"hibana.network.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hint = suggestion(name, __all__)
+    raise AttributeError(f"module 'hibana.convert' has no attribute {name!r}{hint}")

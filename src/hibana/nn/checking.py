@@ -4,6 +4,7 @@ Forward hooks examine each call of each module, which makes the network slow whi
 also work for networks that can't be traced to a graph of layers.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple, NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from hibana.cells import Cell
+from hibana.cells import Cell, LICell
 from hibana.compiler import NetworkWarning, call_context, record
+from hibana.compiler.checks import check_module
 from hibana.compiler.explain import describe_axes, preserve_state
 from hibana.compiler.gradient_warning import NO_DERIVATIVE, has_derivative
 from hibana.compiler.torch_layers import faster_layers, has_channel_axis, layer_list, role_of, spatial_dims
@@ -32,7 +34,8 @@ def check(net: nn.Module, inputs: Tensor | None = None) -> "NetworkCheck":
     ``with hb.check(net): ...`` examines every call of `net` in the block. With `inputs`, this function calls
     `net` once, forward and backward, and restores parameters, gradients, buffers and the state of the random
     generator. The result's text then states the number of steps and samples, the layers that pass no gradient
-    on, and the layers that :func:`hibana.optimize` would make faster.
+    on, the layers that :func:`hibana.optimize` would make faster, a network without neurons, and a last layer
+    ``LI()`` whose sum over time is large.
 
     A spiking neuron whose input was NaN once never spikes again, and its output is a finite 0. Therefore the
     inputs and outputs of every layer are examined, and the states of its neurons, which are computed again
@@ -47,6 +50,7 @@ def check(net: nn.Module, inputs: Tensor | None = None) -> "NetworkCheck":
         inputs: inputs of `net`; without them, `net` is only examined in the ``with`` block.
 
     Raises:
+        TypeError: if `net` is not a module.
         ValueError: naming the first layer, and for NaN and infinity the first step, counted from 0.
 
     Warns:
@@ -66,6 +70,7 @@ def check(net: nn.Module, inputs: Tensor | None = None) -> "NetworkCheck":
     Traceback (most recent call last):
     ValueError: NaN or infinity came in with the input of the network, at step 2
     """
+    check_module(net, "net")
     network_check = NetworkCheck(net)
     if inputs is not None:
         network_check.call(inputs)
@@ -154,6 +159,10 @@ class NetworkCheck:
         for hint in self.hints:
             warnings.warn(hint, NetworkWarning, stacklevel=4)
         faster = faster_layers(self._net)
+        if not any(isinstance(module, Cell | Stateful) for module in self._net.modules()):
+            self.hints.append("the network has no neurons: add layers such as hb.LIF()")
+        if self._layers and self._layers[-1].output is outputs:
+            self.hints += _readout_hints(self._layers[-1])
         if faster and any(call.input.numel() >= LEAST_NUMBERS for call in self._layers):
             self.hints.append(f"hb.optimize(net, x) would make {layer_list(faster)} faster")
         self._layers.clear()
@@ -273,6 +282,26 @@ def _gradient_hint(call: _NeuronCall, grads: dict[int, Tensor | None]) -> str | 
         "hibana.train.scale_to_rate, or take a surrogate with a slope below the threshold too, such as "
         "hb.surrogate.ATan()"
     )
+
+
+LARGEST_SPREAD = 5.0
+"""Standard deviation of potentials between classes with which a cross-entropy of ten classes begins at 8."""
+
+
+def _readout_hints(call: _NeuronCall) -> list[str]:
+    """A hint if the last layer of a network sums its input over time, and its potentials are far apart."""
+    tau, potentials = getattr(call.cell, "tau", None), call.output.detach()
+    is_sum = isinstance(call.cell, LICell) and not isinstance(tau, Tensor) and tau == math.inf
+    if not is_sum or potentials.ndim != 3 or potentials.shape[2] < 2:
+        return []
+    spread = potentials.mean(0).std(1).mean().item()
+    if not spread > LARGEST_SPREAD:  # also for NaN, of an empty batch
+        return []
+    return [
+        f"{call.layer} sums its input over {len(potentials)} steps: its mean potentials differ by "
+        f"{spread:.0f} between classes, so the cross-entropy of an untrained network begins far above that "
+        "of guessing; a time constant such as hb.LI(tau=20) bounds them"
+    ]
 
 
 def _layer_text(module: nn.Module, name: str) -> str:

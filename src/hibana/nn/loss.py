@@ -71,10 +71,14 @@ class Objective(ABC):
 
         Raises:
             TypeError: if `target` or `lengths` have a wrong dtype.
-            ValueError: if a shape is wrong, or `lengths` are not in [1, T].
+            ValueError: if a shape is wrong, `lengths` are not in [1, T], or a class is not in [0, classes).
         """
         self._check(outputs, target)
-        return self.loss(outputs, target, *_optional(lengths))
+        try:
+            return self.loss(outputs, target, *_optional(lengths))
+        except (IndexError, RuntimeError) as error:
+            _check_range(outputs, target, error)
+            raise
 
     @final
     def accuracy(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -386,6 +390,17 @@ def _has_target(target: Tensor, lengths: Tensor | None) -> Tensor:
     """Whether each element of `target`, ``[T, batch]``, is a class before the end of the sample."""
     has_target = target != -100
     return has_target if lengths is None else has_target & padding.within(lengths, target)
+
+
+def _check_range(outputs: Tensor, target: Tensor, error: Exception) -> None:
+    """Raises ValueError from `error` if a class index in `target` is no class of `outputs`."""
+    classes = outputs.shape[2]
+    wrong = target[(target < 0) | (target >= classes)]
+    if not target.is_floating_point() and wrong.numel():
+        raise ValueError(
+            f"target must hold class indices in [0, {classes}), as outputs have {classes} classes, got "
+            f"{wrong[0].item()}"
+        ) from error
 
 
 def _check(outputs: Tensor, target: Tensor, shape: torch.Size, contents: str) -> None:

@@ -105,6 +105,12 @@ def saved_tensor_hooks() -> Any:
 
 # Operators and modules.
 
+STATE = torch._C
+"""Module whose functions read and set states of the process; torch's operations are in other modules."""
+
+has_global_hooks: Any = torch.nn.modules.module._has_any_global_hook
+"""Whether hooks are registered that each call of a module runs. No public equivalent."""
+
 OpOverload: TypeAlias = torch._ops.OpOverload
 """Type of an ATen operator such as ``torch.ops.aten.add.Tensor``."""
 

@@ -11,6 +11,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from hibana.cells.peer_aliases import suggestion
 from hibana.runtime.extras import explain_import_error
 from hibana.train.firing_rates import Activity, activity, scale_to_rate, spiking_layers, weight_decay_groups
 
@@ -59,4 +60,4 @@ def __getattr__(name: str) -> Any:
         if name in names:
             with explain_import_error(f"hibana.train.{name}"):
                 return getattr(importlib.import_module(f"hibana.train.{module}"), name)
-    raise AttributeError(f"module 'hibana.train' has no attribute {name!r}")
+    raise AttributeError(f"module 'hibana.train' has no attribute {name!r}{suggestion(name, __all__)}")

@@ -7,12 +7,16 @@ can read an object whose changes cannot be detected has no valid dependencies: i
 """
 
 import builtins
+from abc import get_cache_token
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
@@ -29,6 +33,7 @@ from hibana.compiler.graph.objects import (
     has_hooks,
     is_numpy_scalar,
     never_changes,
+    reads_state,
     root,
     snapshot,
     traced_kind,
@@ -73,7 +78,11 @@ class Dependencies:
         """All objects but the module itself that may change, with the arguments and results of
         :func:`hibana.compiler.graph.objects.snapshot`."""
         self.variables: list[tuple[Mapping[str, Any], str, Any]] = []
-        """Global variables: their dictionary, name and value."""
+        """Global variables and attributes of modules: their dictionary, name and value."""
+        self._state: dict[Callable[[], Hashable], Hashable] = {
+            torch.get_default_dtype: torch.get_default_dtype()
+        }
+        """States of the process that determine what the step does, as functions and their results."""
         self.cache: dict[Hashable, Any] = {}
         """Programs and calls of the module, valid while its dependencies are unchanged; for its callers."""
         self._indices: dict[int, int] = {}
@@ -95,7 +104,7 @@ class Dependencies:
             self._collect(module)
         except Unsupported as error:
             self.refusal = str(error)
-        self.key = tuple(self._entries)
+        self.key = *self._state.values(), *self._entries
         """Equal for modules whose steps read the same, apart from the values of tensors."""
         self._names_of_module = list(self._namespaces[0].read)
         self._snapshot_of_module = snapshot(module, self._names_of_module)
@@ -109,6 +118,9 @@ class Dependencies:
 
     def is_unchanged(self) -> bool:
         """Whether all objects but the module itself are unchanged."""
+        for read, value in self._state.items():
+            if read() != value:
+                return False
         for variables, name, value in self.variables:
             if variables.get(name, MISSING) is not value:
                 return False
@@ -184,10 +196,12 @@ class Dependencies:
         if is_numpy_scalar(value):
             self.numbers.append((f"the NumPy scalar {path}", value))
             return kind, str(value.dtype), value.tobytes()
+        if value is isinstance or value is issubclass:
+            self._state[get_cache_token] = get_cache_token()  # `ABC.register` changes their results
         is_constant = does_not_change(value) and not isinstance(value, ModuleType)
         if is_constant and not getattr(value, "__closure__", None):
             return Identity(value)
-        if isinstance(value, BuiltinFunctionType):
+        if isinstance(value, BuiltinFunctionType) or (isinstance(value, FunctionType) and reads_state(value)):
             name = f"{value.__module__}.{value.__name__}" if value.__module__ else value.__qualname__
             raise Unsupported(f"the step may call {name}, which can give another result each time")
         if isinstance(value, type):
@@ -234,13 +248,33 @@ class Dependencies:
             raise Unsupported(f"the step may read {name}, which can change unseen")
         self._names |= names.attributes
         self._computes_names |= names.computes_names
-        for name in sorted(names.variables):
+        for name, chains in groupby(sorted(names.variables), itemgetter(0)):
             for variables in (function.__globals__, vars(builtins)):
                 value = variables.get(name, MISSING)
                 self.variables.append((variables, name, value))
                 if value is not MISSING:
-                    self._entries.append((index, name, self._entry(value, f"the global variable {name}")))
+                    for _, *attributes in chains:
+                        part, path = self._attribute(value, attributes, f"the global variable {name}")
+                        self._entries.append((index, name, *attributes, self._entry(part, path)))
                     break
+
+    def _attribute(self, value: Any, attributes: list[str], path: str) -> tuple[Any, str]:
+        """The object to which `attributes` lead from `value` through Python modules, and its path.
+
+        Attributes of other objects are not followed. Attributes that a module computes are followed if they
+        are functions, classes or modules that do not change, such as the operations of ``torch.ops``.
+        """
+        for name in attributes:
+            is_stored = type(value) is ModuleType and name in vars(value)
+            is_package = isinstance(value, ModuleType) and does_not_change(value)
+            part = vars(value)[name] if is_stored else getattr(value, name, None) if is_package else None
+            if not does_not_change(part):
+                if not is_stored:
+                    break
+                self.variables.append((vars(value), name, part))
+            path = f"{value.__name__}.{name}"
+            value = part
+        return value, path
 
     def _class_entry(self, kind: type, path: str) -> Hashable:
         """The entry of the key for the class of an object at `path`, whose methods the step may call."""
@@ -263,7 +297,7 @@ def _attributes(owner: Any, kind: type, parts: dict[str, Any]) -> dict[str, Any]
     `kind` is the class whose ``forward`` a trace runs for a module.
     """
     if isinstance(owner, ModuleType):
-        return {name: value for name, value in parts.items() if not does_not_change(value)}
+        return {n: v for n, v in parts.items() if isinstance(v, ModuleType) or not does_not_change(v)}
     if isinstance(owner, type):
         return {name: value for name, value in parts.items() if name not in ("__dict__", "__weakref__")}
     # A module that is traced as another class reads tensors, modules, and the attributes in `reads` of it.

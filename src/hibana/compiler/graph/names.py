@@ -9,6 +9,8 @@ _GLOBAL_INSTRUCTIONS = {
     *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL")
 }
 """Names of the bytecode instructions that refer to global variables."""
+_READS_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
+"""Names of the instructions that read an attribute of the object before."""
 _READS_ANY_ATTRIBUTE = {
     *("__class__", "__dict__", "__getattribute__", "attrgetter", "dir", "getattr", "hasattr"),
     *("methodcaller", "type", "vars"),
@@ -25,8 +27,9 @@ _UNTRACKED_INSTRUCTIONS = {"IMPORT_NAME": "an imported module", "MATCH_CLASS": "
 class Names(NamedTuple):
     """The names in the code of a function and of the functions defined inside it."""
 
-    variables: frozenset[str]
-    """Global variables, read or written."""
+    variables: frozenset[tuple[str, ...]]
+    """Global variables, read or written, each with the attributes that are read from it: ``torch.nn.Linear``
+    is ``("torch", "nn", "Linear")``."""
     attributes: frozenset[str]
     """Names of attributes."""
     computes_names: bool
@@ -39,13 +42,21 @@ class Names(NamedTuple):
 def names_in(code: types.CodeType) -> Names:
     """The names in `code`, including the code of functions defined inside it."""
     lines = list(dis.get_instructions(code))
-    variables = {line.argval for line in lines if line.opname in _GLOBAL_INSTRUCTIONS}
-    attributes = {
-        line.argval
-        for line in lines
-        if line.opcode in dis.hasname and line.opname not in _GLOBAL_INSTRUCTIONS
-    }
-    computes_names = not _READS_ANY_ATTRIBUTE.isdisjoint(attributes | variables)
+    chains: list[list[str]] = []
+    attributes = set()
+    follows_chain = False
+    for line in lines:
+        if line.opname in _GLOBAL_INSTRUCTIONS:
+            chains.append([line.argval])
+            follows_chain = True
+            continue
+        follows_chain = follows_chain and line.opname in _READS_ATTRIBUTE
+        if line.opcode in dis.hasname:
+            attributes.add(line.argval)
+        if follows_chain:
+            chains[-1].append(line.argval)
+    variables = {tuple(chain) for chain in chains}
+    computes_names = not _READS_ANY_ATTRIBUTE.isdisjoint(attributes | {chain[0] for chain in chains})
     untracked = attributes & _UNTRACKED_ATTRIBUTES
     untracked |= {_UNTRACKED_INSTRUCTIONS[i.opname] for i in lines if i.opname in _UNTRACKED_INSTRUCTIONS}
     for inner in (names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)):

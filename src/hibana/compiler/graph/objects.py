@@ -1,5 +1,7 @@
 """Classifies Python objects that a step reads: those that never change, and the contents of others."""
 
+import inspect
+import struct
 import sys
 import types
 from collections import namedtuple
@@ -10,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hibana.runtime import torch_internals
 
 PLAIN = frozenset({float, int, bool, str, types.NoneType})
 """Types of hyperparameters whose values are constants."""
@@ -24,18 +28,16 @@ UNCHANGED_PACKAGES = {
     *("collections", "contextlib", "dataclasses", "enum", "functools", "itertools", "math", "numbers"),
     *("operator", "reprlib", "types", "typing"),
 }
-"""Packages whose functions and classes do the same at each call, except those in ``_READS_STATE``."""
+"""Packages whose functions and classes do the same at each call, except functions that read a state."""
 _READS_STATE = {
-    *("are_deterministic_algorithms_enabled", "get_autocast_dtype", "get_default_device"),
-    *("get_default_dtype", "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads"),
-    *("get_rng_state", "initial_seed", "is_anomaly_enabled", "is_autocast_enabled", "is_grad_enabled"),
-    *("is_inference_mode_enabled", "seed"),
     *("_get_extobj_dict", "getbufsize", "geterr", "geterrcall", "get_printoptions", "numpy.random"),
     *("__import__", "breakpoint", "compile", "eval", "exec", "globals", "id", "input", "open"),
 }
-"""Functions of torch, NumPy and Python whose result depends on a global state, as all of ``numpy.random``."""
+"""Functions of NumPy and Python whose result depends on a global state, as all of ``numpy.random``."""
 _OPERATIONS = {"OpOverload", "OpOverloadPacket", "ScriptFunction", "_ArrayFunctionDispatcher", "ufunc"}
 """Names of the types of functions of torch and NumPy."""
+_HEAP_TYPE = 1 << 9
+"""The bit of a class's ``__flags__`` that Python's code sets for classes that it makes."""
 _DESCRIPTORS = types.ClassMethodDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType
 MISSING = object()
 """Stands for an attribute or variable that does not exist."""
@@ -61,18 +63,38 @@ def does_not_change(value: Any) -> bool:
         elif owner is None or isinstance(owner, type):
             module = getattr(owner, "__module__", None) or value.__module__
     elif isinstance(value, type):
-        module = value.__module__
+        # `exec` without a name of the module makes classes whose module is "builtins"
+        is_from_exec = value.__module__ == "builtins" and value.__flags__ & _HEAP_TYPE
+        module = None if is_from_exec else value.__module__
     elif isinstance(value, _DESCRIPTORS):
         module = value.__objclass__.__module__
     elif kind.__name__ in _OPERATIONS:
         module = kind.__module__
     is_constant = module == "builtins" or root(module) in UNCHANGED_PACKAGES
-    return is_constant and getattr(value, "__name__", "") not in _READS_STATE
+    return is_constant and not reads_state(value)
+
+
+def reads_state(value: Any) -> bool:
+    """Whether `value` is a function of torch, NumPy or Python that reads or sets a state of the process.
+
+    In torch, these are the functions of ``torch._C``, whose operations are in other modules, and functions in
+    Python that read a variable or attribute and can be called without an argument.
+    """
+    if isinstance(value, types.BuiltinFunctionType) and value.__self__ is torch_internals.STATE:
+        return True
+    function = inspect.unwrap(value) if isinstance(value, types.FunctionType) else value
+    if isinstance(function, types.FunctionType) and root(function.__globals__.get("__name__")) == "torch":
+        code = function.__code__
+        optional = len(function.__defaults__ or ()) + len(function.__kwdefaults__ or ())
+        takes_none = code.co_argcount + code.co_kwonlyargcount == optional
+        is_closure = bool(code.co_freevars)  # whose variables are compared
+        return bool(code.co_names) and takes_none and not (is_closure or code.co_flags & inspect.CO_VARARGS)
+    return getattr(value, "__name__", "") in _READS_STATE
 
 
 def exact(value: Any) -> Any:
-    """`value`, or its text for zeros and NaN, so that ``0.0 != -0.0`` and ``nan == nan``."""
-    return repr(value) if isinstance(value, float | complex) and (value == 0 or value != value) else value
+    """`value`, or the bits of a float or complex number, so that ``0.0 != -0.0`` and ``nan == nan``."""
+    return struct.pack("2d", value.real, value.imag) if isinstance(value, float | complex) else value
 
 
 def is_numpy_scalar(value: Any) -> bool:
@@ -128,7 +150,7 @@ def contents(value: Any) -> tuple[Hashable, Mapping[Any, Any]] | None:
         # parameters and buffers separately, since hibana.cells.ranges distinguishes them
         tensors = _tensor_properties(value._parameters), _tensor_properties(value._buffers)
         return (value.training, has_hooks(value), *tensors), {**vars(value), **value._modules}
-    if kind is types.ModuleType or (isinstance(value, types.ModuleType) and does_not_change(value)):
+    if kind is types.ModuleType:
         return Identity(value), vars(value)
     if isinstance(value, type):
         return value.__mro__, vars(value)
@@ -148,6 +170,8 @@ def contents(value: Any) -> tuple[Hashable, Mapping[Any, Any]] | None:
         return None, dict(enumerate(sorted(value, key=repr)))
     if kind is dict:
         return (None, value.copy()) if all(type(key) in CONSTANT for key in value) else None
+    if root(kind.__module__) == "torch" and hasattr(kind, "__getattr__"):
+        return None  # such as `torch.backends.cuda.matmul`, whose attributes are states of torch
     return (None, vars(value).copy()) if _holds_attributes_only(value) else None
 
 
@@ -166,12 +190,13 @@ def snapshot(value: Any, names: Iterable[str] | None = None) -> Hashable:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of `module` runs hooks that are registered on it."""
+    """Whether a call of `module` runs hooks that are registered on it, or on all modules."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
+        or torch_internals.has_global_hooks()
     )
 
 

@@ -5,6 +5,7 @@
 
 import operator
 from collections.abc import Callable, Sequence
+from types import MethodWrapperType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from hibana.cells.base import check_states
 from hibana.compiler.draws import Drawing, poisson
 from hibana.compiler.graph.ops import Unsupported
 from hibana.runtime import torch_internals
-from hibana.runtime.torch_internals import TorchDispatchMode, tree_map
+from hibana.runtime.torch_internals import TorchDispatchMode, tree_leaves, tree_map
 
 
 def joint_graph(
@@ -85,24 +86,29 @@ def _check_shapes(cell: Cell, nexts: Any, shape: torch.Size) -> None:
 
 _TENSOR_CLASS: Any = Tensor
 """The class, untyped, since its attributes are descriptors that its type stubs lack."""
-_SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}
+_SIZES = {
+    Tensor.size,
+    Tensor.numel,
+    Tensor.nelement,
+    Tensor.__len__,
+    torch.numel,
+    Tensor.is_same_size,
+    torch.is_same_size,
+}
 _SIZES |= {getattr(_TENSOR_CLASS, name).__get__ for name in ("shape", "nbytes")}
-_LAYOUT = {
-    Tensor.stride,
-    Tensor.is_contiguous,
-    Tensor.data_ptr,
-    Tensor.storage_offset,
-    Tensor.untyped_storage,
-}
-_LAYOUT |= {
+_CONSTANT = {
     getattr(_TENSOR_CLASS, name).__get__
-    for name in ("requires_grad", "grad_fn", "is_leaf", "grad", "_version")
+    for name in ("device", "dtype", "is_cpu", "is_cuda", "is_sparse", "itemsize", "layout", "ndim")
 }
-_VALUES = {
-    getattr(Tensor, name)
-    for name in ("numpy", "tolist", "__array__", "__dlpack__", "__repr__", "__format__", "__reduce_ex__")
+_CONSTANT |= {getattr(Tensor, name) for name in ("dim", "element_size", "ndimension", "type")}
+_CONSTANT |= {
+    getattr(kind, name)
+    for kind in (Tensor, torch)
+    for name in ("is_complex", "is_floating_point", "is_signed")
 }
-"""Methods that read the numbers of a tensor without an ATen operation."""
+_CONSTANT |= {torch.device, Tensor.register_hook}
+"""Functions of tensors whose results are no tensors, and the same in a trace as in a call."""
+_GRADIENT = _TENSOR_CLASS.grad.__get__
 _SET_DATA = _TENSOR_CLASS.data.__set__
 _MAY_COPY = {getattr(kind, name) for kind in (Tensor, torch) for name in ("reshape", "flatten", "ravel")}
 _MAY_COPY |= {Tensor.contiguous, Tensor.reshape_as}
@@ -110,7 +116,10 @@ _MAY_COPY |= {Tensor.contiguous, Tensor.reshape_as}
 
 
 class _AttributeReads(TorchFunctionMode):
-    """Detects reads of tensor attributes in a step; raises Unsupported for those that a trace changes."""
+    """Detects reads of tensor attributes in a step; raises Unsupported for those that a trace may change.
+
+    These are results without tensors, except sizes and the results of :data:`_CONSTANT`.
+    """
 
     def __init__(self, recorder: "_Recorder") -> None:
         super().__init__()
@@ -119,19 +128,27 @@ class _AttributeReads(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Calls `func`; notes reads of sizes, and raises Unsupported for reads of layouts and numbers."""
-        if func in _SIZES:
-            self.sizes = True
-        elif func == _SET_DATA:  # no ATen operation records it
+        """Calls `func`; notes reads of sizes, and raises Unsupported for reads that a trace may change."""
+        if func == _SET_DATA:  # no ATen operation records it
             raise Unsupported("the step replaces the data of a tensor, by `.data =`")
-        elif func in _LAYOUT or func in _VALUES:
-            name = getattr(getattr(func, "__self__", func), "__name__", func)
-            raise Unsupported(f"the step looks at {name} of a tensor")
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if func in _SIZES:
+            self.sizes = True
+        elif func not in _CONSTANT:
+            is_attribute = isinstance(func, MethodWrapperType) and func.__name__ == "__get__"
+            is_read = not _has_tensor(result) and (is_attribute or result is not None)
+            if is_read or func == _GRADIENT:
+                name = getattr(func.__self__ if is_attribute else func, "__name__", func)
+                raise Unsupported(f"the step looks at {name} of a tensor")
         if func in _MAY_COPY or (func is Tensor.to and "memory_format" in kwargs):
             self.recorder.may_copy = True
         return result
+
+
+def _has_tensor(result: Any) -> bool:
+    """Whether `result` is a tensor or contains one."""
+    return any(isinstance(part, Tensor) for part in tree_leaves(result))
 
 
 class _RecordedDraws(Drawing):

@@ -1,6 +1,7 @@
 """Data of the user: the kind of a file or folder is detected by :func:`kind_of`, unless the user names it."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,16 @@ def from_dataset(dataset: Any, **options: Any) -> UserData:
         :class:`Sequences` if the samples are series or of different shapes, else :class:`Arrays`.
 
     Raises:
+        TypeError: if `dataset` is a table of pandas, or its samples are dictionaries.
         ValueError: if the samples are not pairs of an array and one label.
     """
+    if hasattr(dataset, "columns"):
+        raise TypeError("samples must be a data set, got a DataFrame: pass hb.data.Table(frame, label=...)")
+    is_indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if is_indexed and not isinstance(dataset, Mapping) and len(dataset) and isinstance(dataset[0], Mapping):
+        raise TypeError(
+            f"samples must be pairs (x, y), got dictionaries with the keys {', '.join(dataset[0])}"
+        )
     try:
         samples = (dataset[index] for index in range(len(dataset)))
         pairs = [(np.asarray(x), np.asarray(y).item()) for x, y in samples]

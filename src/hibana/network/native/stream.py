@@ -166,6 +166,10 @@ class Stream:
             ((output,),) = read_state((outputs[layer],), self._block, self._native_dtype).values()
         return output
 
+    def __reduce__(self) -> Any:
+        """Raises a TypeError: a stream contains addresses of its memory."""
+        raise TypeError("a stream can't be pickled or copied: save its state, and give it to a new stream")
+
     def __repr__(self) -> str:
         return f"Stream(batch={self.batch}) of {self.program!r}"
 

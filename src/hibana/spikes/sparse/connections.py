@@ -67,8 +67,10 @@ class Connections(NamedTuple):
                 bounds = f"{int(indices.min())} to {int(indices.max())}"
                 raise ValueError(f"{name} must lie in [0, {count}), got {bounds}")
         if delays is not None:
-            if delays.numel() and not bool(((delays >= 0) & (delays <= MAX_DELAY) & (delays % 1 == 0)).all()):
-                raise ValueError(f"delays must be whole numbers of steps in [0, {MAX_DELAY}]")
+            wrong = delays[~((delays >= 0) & (delays <= MAX_DELAY) & (delays % 1 == 0))]
+            if wrong.numel():
+                bounds = f"whole numbers of steps in [0, {MAX_DELAY}]"
+                raise ValueError(f"delays must be {bounds}, got {wrong[0].item()}")
             delays = delays.to(torch.uint8)
         rows = sources.long() if delays is None else sources.long() * (MAX_DELAY + 1) + delays
         order = (rows * shape[1] + targets).argsort(stable=True)

@@ -56,6 +56,8 @@ def _without_delays(connectivity: Any, shape: tuple[int, int]) -> Connections:
     if isinstance(connectivity, Connections):
         return connectivity
     if isinstance(connectivity, int | float) and not isinstance(connectivity, bool):
+        if not 0 <= connectivity <= 1:
+            raise ValueError(f"connectivity must be a probability in [0, 1], got {connectivity}")
         connectivity = connect.probability(float(connectivity))
     if isinstance(connectivity, list | tuple):
         return connect.connections(connectivity, *shape)
