@@ -397,6 +397,34 @@ def test_draws_of_one_step_and_of_seeds_in_a_row_are_independent():
         assert abs(chi_square_deviation(torch.bincount(pair.flatten(), minlength=256).double())) < 4
 
 
+# --- closed forms ------------------------------------------------------------------------------------------
+
+
+def test_the_rate_of_escape_noise_equals_the_closed_form():
+    """A neuron without memory spikes in each step with the probability sigmoid((input - 1) / 0.25)."""
+
+    class Memoryless(hb.Cell):
+        def forward(self, input_, s):
+            return (hb.spike(torch.sigmoid((input_ - 1) / 0.25) - torch.rand_like(input_)),)
+
+    inputs = torch.linspace(0.3, 1.7, 8)
+    rates = hb.unroll(Memoryless(), inputs.expand(2000, 50, 8), backend="cpu")[0].mean((0, 1))
+    expected = torch.sigmoid((inputs - 1) / 0.25)
+    standard_error = (expected * (1 - expected) / 100_000).sqrt()
+    assert ((rates - expected).abs() < 4 * standard_error).all()
+
+
+def test_dropout_scales_what_it_keeps_and_drops_the_requested_share():
+    class Shown(hb.Cell):
+        def forward(self, input_, out):
+            return (functional.dropout(input_, 0.25),)
+
+    outputs = hb.unroll(Shown(), torch.ones(100, 2000), backend="cpu")[0]
+    assert set(outputs.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    share, standard_error = outputs.count_nonzero() / outputs.numel(), math.sqrt(0.75 * 0.25 / 200_000)
+    assert abs(share - 0.75) < 4 * standard_error
+
+
 # --- the modules of torch -----------------------------------------------------------------------------------
 
 

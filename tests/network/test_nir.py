@@ -2,6 +2,7 @@
 
 import re
 import struct
+import warnings
 import zlib
 from itertools import pairwise
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import hibana as hb
+from selection import examples
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 from hibana.network.nir import Scale, file, read, write  # noqa: E402 - needs the extra
@@ -630,6 +632,26 @@ def test_files_that_crash_hdf5_or_fill_the_memory_raise_an_error(tmp_path, make)
     with pytest.raises(ValueError, match=r"x\.nir.*damaged"):
         read(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (100 << 10)
+
+
+def test_random_damage_raises_an_error_or_is_read(tmp_path):
+    """Every second file is truncated; in the others, twelve bytes are replaced."""
+    net = nn.Sequential(nn.Linear(5, 8), hb.Recurrent(hb.LIFCell(3.0, 0.3), 8), nn.Linear(8, 3), hb.LI())
+    write(net, tmp_path / "good.nir")
+    good, path = (tmp_path / "good.nir").read_bytes(), tmp_path / "bad.nir"
+    random, refused, count = np.random.default_rng(0), 0, examples(8)
+    for i in range(count):
+        bad = bytearray(good if i % 2 else good[: random.integers(len(good))])
+        for _ in range(12 * (i % 2)):
+            bad[random.integers(len(bad))] = random.integers(256)
+        path.write_bytes(bad)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about nodes that a damaged edge left out
+            try:
+                read(path, max_bytes=2**24)
+            except ValueError:  # and no other error
+                refused += 1
+    assert refused >= count // 2
 
 
 ENDLESS = """

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import hibana
+import hibana as hb
 from hibana.runtime import build as module
 from hibana.runtime import files
 from hibana.runtime.kernels import Code, Longs, Value, assemble, kernel, pack_arguments, run
@@ -247,6 +248,37 @@ def test_another_toolchain_uses_no_old_kernel(folder, monkeypatch, change):
     assert _counts()[1] == 3
     _, after = sorted(_files(folder), key=lambda path: path != before)
     assert after.parent != before.parent
+
+
+class Scaled(hb.Cell):
+    """A cell that no other test compiles, as kernels of equal cells are shared."""
+
+    def __init__(self, threshold: float, decay: float = 0.9375) -> None:
+        super().__init__()
+        self.threshold, self.decay = threshold, decay
+
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * (1 - s_previous) * self.decay + input_ * 1.0625
+        return v, hb.surrogate.ATan()(v - self.threshold)
+
+
+def test_another_value_of_a_hyperparameter_compiles_nothing(folder, compilations):
+    inputs, results = torch.full([8, 3], 0.4, requires_grad=True), []
+
+    def call(cell):
+        outputs, _ = hb.unroll(cell, inputs, backend="cpu")
+        (grad,) = torch.autograd.grad(outputs.sum(), inputs)
+        results.append((outputs.sum().item(), grad.sum().item()))
+
+    call(Scaled(threshold=1.0))
+    files, count = _files(folder), len(compilations)
+    assert len(files) == count > 0
+    cell = Scaled(threshold=0.5)
+    call(cell)
+    cell.decay = 0.5
+    call(cell)
+    assert len(set(results)) == 3
+    assert (_files(folder), len(compilations)) == (files, count)
 
 
 @pytest.mark.slow
