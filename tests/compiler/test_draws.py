@@ -187,6 +187,23 @@ def test_memory_formats_draw_for_the_same_elements():
     )
 
 
+def test_inputs_that_are_constant_over_time():
+    assert_equal(Escape(), drive((1, 3, 40)).expand(9, 3, 40))
+
+
+def test_a_backend_that_draws_nothing_refuses_the_step(monkeypatch):
+    monkeypatch.setattr(hb.compiler.cpu.kernels.CpuKernels, "takes_draws", False)
+
+    class Unseen(hb.Cell):
+        """A cell without a cached program."""
+
+        def forward(self, input_, v):
+            return (v + input_ * torch.rand_like(v) - input_ * v,)
+
+    with pytest.raises(Unsupported, match="the step draws random numbers, and backend 'cpu' draws none"):
+        hb.unroll(Unseen(), drive(), backend="cpu")
+
+
 def test_threads_do_not_matter():
     inputs, before = drive((9, 9001)), torch.get_num_threads()
     try:
@@ -357,6 +374,14 @@ def assert_uniform(numbers, bins=64):
     for one, other in ((few[:-1], few[1:]), (few[:, :-1], few[:, 1:]), (few[:-1, :-1], few[1:, 1:])):
         pairs = torch.bincount((16 * one + other).flatten(), minlength=256).double()
         assert abs(chi_square_deviation(pairs)) < 4
+
+
+def test_the_chi_square_test_detects_a_skew_and_repeated_neighbours():
+    assert_uniform(torch.rand(400, 300))
+    with pytest.raises(AssertionError):
+        assert_uniform(torch.rand(400, 300) ** 1.02)
+    with pytest.raises(AssertionError):
+        assert_uniform(torch.rand(200, 300).repeat_interleave(2, 0))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -546,6 +546,27 @@ def test_unsupported_networks_are_refused(net, error, message):
         hb.learn.online(net)
 
 
+def test_explain_states_what_each_rule_leaves_out():
+    net = nn.Sequential(
+        nn.Linear(6, 5), hb.Recurrent(hb.ALIFCell(), 5),
+        nn.Linear(5, 5), hb.LIF(tau=torch.rand(5) + 2),
+        nn.Linear(5, 3), hb.LI(),
+    )  # fmt: skip
+    text = hb.learn.explain(net, "d-rtrl")
+    assert "layer '1', ALIFCell: 3 numbers for each sample and synapse, 1 of them" in text
+    assert "left out: how its neurons act on one another over time" in text
+    assert "left out: the memory of the neurons of '3' at earlier steps" in text
+    assert text.count("nothing is left out") == 2  # of the last layer of spikes and of the readout
+    text = hb.learn.explain(net[:2], "ottt")
+    assert "left out: the reset and other effects of its spikes" in text
+    assert "through recurrent synapses over time" in text
+    text = hb.learn.explain(net, "pp-prop")
+    assert "left out: the correlation between single inputs and states of a neuron" in text
+    assert "layer '5', LICell: 1 number for each sample and input" in text
+    with pytest.raises(ValueError, match="layer '3', LIFCell"):
+        hb.learn.explain(net, "ottt")
+
+
 def test_unknown_rules_are_refused():
     with pytest.raises(ValueError, match="rule must be one of d-rtrl, e-prop, ottt, pp-prop; got 'rtrl'"):
         hb.learn.online(sequential(), "rtrl")

@@ -2,6 +2,8 @@
 
 import re
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from itertools import pairwise
@@ -717,6 +719,19 @@ def _integrators(r, n=3, kind="IF"):
     if kind == "IF":
         fields["v_threshold"] = np.ones(n)
     return ports(getattr(nir, kind)(**fields))
+
+
+def test_metadata_that_are_no_group_are_ignored(tmp_path):
+    path = write_file(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    with h5py.File(path, "r+") as contents:
+        contents["node"]["metadata"] = 3.0
+    assert read(path).meta["dt"] is None
+
+
+def test_the_process_that_reads_a_file_first_loads_no_torch():
+    code = f"import runpy, sys; runpy.run_path({str(file.PROGRAM)!r}); print('torch' in sys.modules)"
+    process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("kind", ["IF", "I"])

@@ -439,3 +439,9 @@ def test_layers_that_cannot_be_compiled_are_named():
         hb.compile(nn.Sequential(hb.IF()), x[0])
     with pytest.raises(ValueError, match="example must be on the CPU"):
         hb.compile(nn.Sequential(hb.IF()), x.to("meta"))
+
+
+def test_a_stream_takes_the_memory_of_its_states():
+    """Four bytes per potential and one bit per spike, so that thousands of streams fit into memory."""
+    program = hb.compile(mlp(128, 256, 256, 10), torch.rand(1, 1, 128))
+    assert 512 * (4 + 1 / 8) + 40 <= program.stream()._block.numel() < 2500

@@ -104,6 +104,40 @@ def test_a_damaged_file_is_replaced_by_a_new_compilation(folder, damage):
     assert _files(folder) == [path]
 
 
+def _make_unreadable(path):
+    path.chmod(0)
+
+
+def _replace_by_a_link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs modes and links")
+@pytest.mark.parametrize("change", [_make_unreadable, _replace_by_a_link_to_itself])
+def test_a_file_that_cannot_be_opened_is_replaced(folder, change):
+    _counts()
+    (path,) = _files(folder)
+    change(path)
+    assert _counts()[1] == 3
+    assert path.is_file()
+    assert not path.is_symlink()
+    assert module._read_object_code(path) is not None
+
+
+def test_a_folder_in_the_place_of_a_file_warns_once(folder):
+    _counts()
+    (path,) = _files(folder)
+    path.unlink()
+    (path / "full").mkdir(parents=True)
+    with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*; set HIBANA_CACHE"):
+        assert _counts()[1] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _counts()[1] == 3
+    assert [each.name for each in path.parent.iterdir()] == [path.name], "an unfinished file is left"
+
+
 def test_swapped_files_are_compiled_again_and_not_run(folder):
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
     (first,) = _files(folder)

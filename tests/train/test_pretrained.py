@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -219,6 +220,17 @@ def test_invalid_weights_are_refused(tmp_path, raw, message):
     untrained().save_pretrained(tmp_path)
     replace_weights(tmp_path, raw)
     assert message in refusal(tmp_path)
+
+
+def test_each_flipped_bit_of_the_weights_is_refused(tmp_path):
+    untrained().save_pretrained(tmp_path)
+    path, draws = tmp_path / "model.safetensors", random.Random(0)
+    raw = path.read_bytes()
+    for position in [*range(0, 60, 6), *(draws.randrange(len(raw)) for _ in range(20))]:
+        other = bytearray(raw)
+        other[position] ^= 1 << draws.randrange(8)
+        path.write_bytes(other)
+        assert "they were changed since they were written" in refusal(tmp_path)
 
 
 def test_share_overwrites_only_its_own_folders(tmp_path, capsys):
