@@ -20,7 +20,8 @@ from hibana.cli.play.neuron_view import NeuronView
 
 ADDRESS = "127.0.0.1"
 PAGE = Template(
-    "{% extends base %}{% block postamble %}<style>@media (prefers-color-scheme: dark) "
+    '{% extends base %}{% block postamble %}<meta name="viewport" content="width=device-width">'
+    "<style>@media (prefers-color-scheme: dark) "
     "{html {background: #111; filter: invert(0.9) hue-rotate(180deg)} body {background: white}}"
     "</style>{% endblock %}"
 )
