@@ -1,5 +1,6 @@
 """`run`: the state in threads, checkpoints, compiled graphs and nested runs."""
 
+import contextvars
 import threading
 
 import pytest
@@ -88,6 +89,15 @@ def test_unroll_within_recurrent_synapses_is_not_part_of_the_run():
 
 def test_no_run_is_active_after_a_run():
     hb.run(network(), torch.rand(4, 2, 3))
+    assert not call_context.run_active
+
+
+def test_a_run_that_ends_in_another_context_is_not_active():
+    context = call_context.RunContext(object())
+    contextvars.copy_context().run(context.__enter__)
+    assert call_context.run_active
+    with pytest.raises(ValueError, match="different Context"):
+        context.__exit__()
     assert not call_context.run_active
 
 

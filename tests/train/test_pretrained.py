@@ -22,6 +22,7 @@ import safetensors.torch
 import hibana
 from hibana import train
 from hibana.cli import main
+from hibana.train import pretrained
 
 FROZEN = Path(__file__).with_name("pretrained")
 """A folder that version 0.1.0 wrote, and its network's outputs for the first test samples."""
@@ -105,6 +106,11 @@ def test_a_folder_contains_no_paths_of_the_machine(flowers):
     assert (settings["data"], settings["test"]) == ("./flowers.csv", "./others.csv")
     assert "root" not in settings
     assert train.Network.from_pretrained("shared").settings.data == str(Path("flowers.csv").absolute())
+
+
+def test_samples_in_memory_have_no_path():
+    settings = train.Settings(data="in memory", kind="arrays")
+    assert pretrained._portable(settings)["data"] == "in memory"
 
 
 def test_a_card_states_the_results_of_the_run(flowers):
