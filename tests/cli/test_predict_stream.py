@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from collections import deque
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 
 from hibana import train
 from hibana.cli import main
+from hibana.cli import stream as cli_stream
 from hibana.cli.input_steps import MAX_EMPTY_WINDOWS
 
 SMALL = {"layers": "16", "epochs": 1, "batch_size": 8, "patience": 0}
@@ -283,3 +285,10 @@ def test_answers_are_not_buffered_and_a_closed_pipe_is_no_error(runs):
         assert "steps; from a line" in (err := process.stderr.read())
         assert "Error" not in err
     assert process.returncode == 0
+
+
+def test_durations_are_summarized_by_median_and_99th_percentile():
+    durations = deque((number * 1e-6 for number in range(1, 11)), maxlen=cli_stream.MAX_DURATIONS)
+    assert cli_stream._quantiles(durations) == "median 5 µs, 99th percentile 10 µs"
+    durations.extend([0.25] * cli_stream.MAX_DURATIONS)
+    assert cli_stream._quantiles(durations) == "median 250 ms, 99th percentile 250 ms"

@@ -187,6 +187,23 @@ def test_memory_formats_draw_for_the_same_elements():
     )
 
 
+def test_inputs_that_are_constant_over_time():
+    assert_equal(Escape(), drive((1, 3, 40)).expand(9, 3, 40))
+
+
+def test_a_backend_that_draws_nothing_refuses_the_step(monkeypatch):
+    monkeypatch.setattr(hb.compiler.cpu.kernels.CpuKernels, "takes_draws", False)
+
+    class Unseen(hb.Cell):
+        """A cell without a cached program."""
+
+        def forward(self, input_, v):
+            return (v + input_ * torch.rand_like(v) - input_ * v,)
+
+    with pytest.raises(Unsupported, match="the step draws random numbers, and backend 'cpu' draws none"):
+        hb.unroll(Unseen(), drive(), backend="cpu")
+
+
 def test_threads_do_not_matter():
     inputs, before = drive((9, 9001)), torch.get_num_threads()
     try:
@@ -359,6 +376,14 @@ def assert_uniform(numbers, bins=64):
         assert abs(chi_square_deviation(pairs)) < 4
 
 
+def test_the_chi_square_test_detects_a_skew_and_repeated_neighbours():
+    assert_uniform(torch.rand(400, 300))
+    with pytest.raises(AssertionError):
+        assert_uniform(torch.rand(400, 300) ** 1.02)
+    with pytest.raises(AssertionError):
+        assert_uniform(torch.rand(200, 300).repeat_interleave(2, 0))
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(512, 256), (16, 8192), (8192, 16), (1000, 131)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -395,6 +420,34 @@ def test_draws_of_one_step_and_of_seeds_in_a_row_are_independent():
         pairs.append(torch.stack([16 * cells_of(one, 16) + cells_of(b, 16) for b in (other, following)]))
     for pair in torch.stack(pairs, 1):
         assert abs(chi_square_deviation(torch.bincount(pair.flatten(), minlength=256).double())) < 4
+
+
+# --- closed forms ------------------------------------------------------------------------------------------
+
+
+def test_the_rate_of_escape_noise_equals_the_closed_form():
+    """A neuron without memory spikes in each step with the probability sigmoid((input - 1) / 0.25)."""
+
+    class Memoryless(hb.Cell):
+        def forward(self, input_, s):
+            return (hb.spike(torch.sigmoid((input_ - 1) / 0.25) - torch.rand_like(input_)),)
+
+    inputs = torch.linspace(0.3, 1.7, 8)
+    rates = hb.unroll(Memoryless(), inputs.expand(2000, 50, 8), backend="cpu")[0].mean((0, 1))
+    expected = torch.sigmoid((inputs - 1) / 0.25)
+    standard_error = (expected * (1 - expected) / 100_000).sqrt()
+    assert ((rates - expected).abs() < 4 * standard_error).all()
+
+
+def test_dropout_scales_what_it_keeps_and_drops_the_requested_share():
+    class Shown(hb.Cell):
+        def forward(self, input_, out):
+            return (functional.dropout(input_, 0.25),)
+
+    outputs = hb.unroll(Shown(), torch.ones(100, 2000), backend="cpu")[0]
+    assert set(outputs.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    share, standard_error = outputs.count_nonzero() / outputs.numel(), math.sqrt(0.75 * 0.25 / 200_000)
+    assert abs(share - 0.75) < 4 * standard_error
 
 
 # --- the modules of torch -----------------------------------------------------------------------------------

@@ -30,6 +30,28 @@ def test_saved_values_are_named_by_the_state_after_the_step(cell, lines):
     assert saved_values(cell) == lines
 
 
+class TwoStates(hb.Cell):
+    """The derivative of its surrogate has a part that is used twice."""
+
+    def forward(self, input_, u_previous, v_previous, s_previous):
+        u = 0.5 * u_previous + input_
+        v = (v_previous + u) * (1 - s_previous.detach())
+        return u, v, hb.surrogate.ATan()(v - 1)
+
+
+class Squared(hb.Cell):
+    """The gradient of its input needs the input."""
+
+    def forward(self, input_, v_previous):
+        return (0.5 * v_previous + input_ * input_,)
+
+
+def test_saved_values_contain_only_names_of_states_or_are_the_input():
+    for line in saved_values(TwoStates()):
+        assert set(re.findall(r"[a-z]+\d*'?", line.removeprefix("whether "))) <= {"u'", "v'", "s", "is"}
+    assert saved_values(Squared()) == ["the input itself"]
+
+
 def test_the_default_shape_is_that_of_tensors_per_neuron():
     cell = hb.LIFCell(torch.tensor([[2.0, 3.0, 4.0], [2.0, 5.0, 6.0]]))
     assert "one native kernel" in hb.explain(cell)

@@ -4,13 +4,15 @@ import warnings
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, find, given, settings
 
-from fuzz import deep, differ, large, networks, sparse, steps, twins
+from fuzz import contexts, deep, differ, large, networks, sparse, steps, twins
 from fuzz.differ import Counts, Different
 from fuzz.steps import Step
+from fuzz.variations import Variation
 from hibana.compiler import autograd
 from hibana.spikes import provenance
+from hibana.spikes.convolution import pixels
 from selection import examples
 
 BOUNDED = settings(max_examples=examples(3), suppress_health_check=list(HealthCheck))
@@ -56,6 +58,30 @@ def test_random_deep_networks_are_torchs(network):
 @given(large.large())
 def test_random_large_layers_are_torchs(layer):
     large.compare(layer, Counts())
+
+
+@pytest.mark.parametrize(
+    ("programs", "context"),
+    [(networks.networks, context) for context in contexts.CONTEXTS]
+    + [(deep.deep, context) for context in deep.CONTEXTS],
+)
+def test_every_context_is_drawn(programs, context):
+    assert find(programs(), lambda program: program.context == context).context == context
+
+
+def test_a_list_with_too_small_indices_is_detected(monkeypatch):
+    sizes = large.Large("Conv1d", 64, 16, 2, width=1100, kernel=(1, 3), padding=(0, 1))
+    large.compare(sizes, Counts())
+    monkeypatch.setattr(pixels, "PLACES", 1 << 40)
+    with pytest.raises(Different, match="output differs"):
+        large.compare(sizes, Counts())
+
+
+def test_a_gradient_that_is_nan_in_one_run_only_is_counted():
+    step, counts = Step(("n0 = x * s", "return n0, n0, self.surrogate(x - 0.4)")), Counts()
+    for state in ("uniform", "not a number"):
+        differ.compare(step, step.kind(), Variation((2, 1, 5), 1, state=state), counts)
+    assert (counts.compared, counts.one_sided_nan) == (2, 1)
 
 
 @pytest.mark.parametrize(

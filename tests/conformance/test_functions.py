@@ -67,6 +67,17 @@ def test_every_row_of_the_table_is_compiled_in_one_of_the_functions():
     assert set(OPERATIONS) - compiled <= {"not", "poisson"}  # tests/compiler/test_poisson.py
 
 
+@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"to_bool", "to_float"}))
+def test_every_operation_has_a_function_of_pytorch(name):
+    row = OPERATIONS[name]
+    takes_booleans = name in ("and", "or", "xor", "not")
+    are_boolean = [takes_booleans or (name == "where" and i == 0) for i in range(row.arity)]
+    arguments = [torch.rand(3) < 0.5 if boolean else torch.rand(3) + 1 for boolean in are_boolean]
+    result = row.function(*arguments)
+    assert result.shape == (3,)
+    assert (result.dtype == torch.bool) == row.boolean
+
+
 def test_exp_of_gradients_is_within_one_ulp():
     row = _row("exp", torch.float32, 16, lambda code, x: exp_of_float32(x))
     special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 88.71, 88.73, -86.59, -86.61, -1e30])

@@ -121,6 +121,16 @@ def test_idx_files_are_read_from_both_layouts(tmp_path, pictures, compressed, ki
     assert sorted(tmp_path.rglob("*")) == files
 
 
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("length", [2, 10, -200])
+def test_a_truncated_idx_file_is_named(tmp_path, pictures, compressed, length):
+    write_idx_files(tmp_path, pictures, compressed=compressed)
+    (path,) = tmp_path.glob("t10k-images*")
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=f"idx file {path} can't be read: "):
+        data.MNIST(root=tmp_path).setup()
+
+
 def test_missing_idx_files_raise_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"root must hold FashionMNIST.*{tmp_path}.*or ask for"):
         data.FashionMNIST(root=tmp_path).setup()

@@ -134,6 +134,13 @@ def test_unnamed_columns_of_events_in_another_order_than_txyp_are_refused(tmp_pa
     assert "values are not t x y p; name the columns in the file" in error_line(capsys, "--data", folder)
 
 
+def test_a_sensor_larger_than_any_is_refused(tmp_path, capsys):
+    x = np.full(300, 2047)
+    assert "pixels" in read(events(tmp_path / "large", "txyp", x=x), steps=2).summary
+    folder = events(tmp_path / "mine", "txyp", x=x + 1)
+    assert "values are not t x y p; name the columns in the file" in error_line(capsys, "--data", folder)
+
+
 def test_descriptions_with_unknown_fields_are_refused(tmp_path):
     line = read(events(tmp_path / "mine", "txyp"), steps=2).description.to_plain()
     with pytest.raises(ValueError, match="must have the entries"):

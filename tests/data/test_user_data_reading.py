@@ -88,6 +88,7 @@ def test_a_long_table_of_sequences_leaves_row_numbers_out_too(tmp_path):
         ],
         ("ÄÖÜ,番号", "utf-8-sig"),
         ("plain", "utf-8-sig"),
+        ("1,x\n" * 40_000 + "2,é\n", "cp1252"),
         ("番号", "utf-16"),
     ],
 )

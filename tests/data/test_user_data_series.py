@@ -192,3 +192,16 @@ def test_anything_but_a_dataset_of_pairs_is_refused(tmp_path, samples):
     error = rf"must be a map-style dataset of pairs \(x, y\) .*, got {type(samples).__name__}; hb.data.Arrays"
     with pytest.raises(ValueError, match=error):
         train.fit(train.Settings(), tmp_path / "run", samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.arange(50) % 2, "50 arrays of 3, label `class`: 2 classes (training part: 0 18, 1 18)"),
+        (np.linspace(0, 1, 50), "50 arrays of 3, label `class`: a quantity (training part: "),
+    ],
+)
+def test_the_summary_counts_the_labels_of_the_training_part(tmp_path, labels, text):
+    np.savez(tmp_path / "some.npz", x=np.random.default_rng(0).normal(size=(50, 3)), y=labels)
+    _, samples = load(tmp_path / "some.npz")
+    assert text in samples.summary

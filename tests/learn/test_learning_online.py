@@ -373,6 +373,44 @@ def signals_and_states(net, x, loss, names):
     return emitted.grad, [states[name] for name in names]
 
 
+def test_e_prop_equals_the_papers_formula_for_lif():
+    """Bellec et al. 2020, Methods: the product of psi and the input filtered by the leak."""
+    cell = hb.LIFCell(tau=4.0, surrogate=ATan(), detach_reset=True, reset="subtract")
+    x = spikes(25, 4, 6)
+    net = amplify(network(hb.OverTime(cell), "linear"), x)
+    result = by_steps(net, x, loss_of(x, 3), "e-prop")["0.weight"]
+    signal, (v,) = signals_and_states(net, x, loss_of(x, 3), "v")
+    psi = ATan().derivative(v - 1)
+    torch.testing.assert_close(result, torch.einsum("tbj,tbj,tbi->ji", signal, psi, presynaptic(x, 0.75)))
+
+
+def test_e_prop_equals_the_papers_formula_for_alif():
+    """Bellec et al. 2020, Methods, for a potential that is set to 0 after a spike.
+
+    With x the input, s the spikes, psi the surrogate's derivative at v_t - 1 - beta a_t:
+
+        eps_v_t = alpha (1 - s_(t-1)) eps_v_(t-1) + x_t
+        eps_a_t = rho eps_a_(t-1) + e_(t-1)
+        e_t = psi_t (eps_v_t - beta eps_a_t)
+    """
+    alpha, rho, beta = 1 - 1 / 4, 1 - 1 / 20, 0.3
+    cell = hb.ALIFCell(tau=4.0, tau_adaptation=20.0, strength=beta, surrogate=ATan(), detach_reset=True)
+    x = spikes(25, 4, 6)
+    net = amplify(network(hb.OverTime(cell), "linear"), x)
+    result = by_steps(net, x, loss_of(x, 3), "e-prop")["0.weight"]
+    signal, (v, a, s) = signals_and_states(net, x, loss_of(x, 3), ("v", "a", "s"))
+    psi = ATan().derivative(v - (1 + beta * a))
+    epsilon_v, epsilon_a, eligibility = torch.zeros(3, 4, 5, 6, dtype=DOUBLE)
+    expected, previous_spikes = torch.zeros(5, 6, dtype=DOUBLE), torch.zeros(4, 5, dtype=DOUBLE)
+    for t in range(len(x)):
+        epsilon_v = (alpha * (1 - previous_spikes))[..., None] * epsilon_v + x[t][:, None]
+        epsilon_a = rho * epsilon_a + eligibility
+        eligibility = psi[t][..., None] * (epsilon_v - beta * epsilon_a)
+        expected += torch.einsum("bj,bji->ji", signal[t], eligibility)
+        previous_spikes = s[t]
+    torch.testing.assert_close(result, expected)
+
+
 @pytest.mark.parametrize("reset", [0.0, "subtract"])
 def test_ottt_is_the_product_of_a_signal_and_an_input_trace(reset):
     x = spikes(25, 4, 6)
@@ -506,6 +544,27 @@ REFUSED = [
 def test_unsupported_networks_are_refused(net, error, message):
     with pytest.raises(error, match=message):
         hb.learn.online(net)
+
+
+def test_explain_states_what_each_rule_leaves_out():
+    net = nn.Sequential(
+        nn.Linear(6, 5), hb.Recurrent(hb.ALIFCell(), 5),
+        nn.Linear(5, 5), hb.LIF(tau=torch.rand(5) + 2),
+        nn.Linear(5, 3), hb.LI(),
+    )  # fmt: skip
+    text = hb.learn.explain(net, "d-rtrl")
+    assert "layer '1', ALIFCell: 3 numbers for each sample and synapse, 1 of them" in text
+    assert "left out: how its neurons act on one another over time" in text
+    assert "left out: the memory of the neurons of '3' at earlier steps" in text
+    assert text.count("nothing is left out") == 2  # of the last layer of spikes and of the readout
+    text = hb.learn.explain(net[:2], "ottt")
+    assert "left out: the reset and other effects of its spikes" in text
+    assert "through recurrent synapses over time" in text
+    text = hb.learn.explain(net, "pp-prop")
+    assert "left out: the correlation between single inputs and states of a neuron" in text
+    assert "layer '5', LICell: 1 number for each sample and input" in text
+    with pytest.raises(ValueError, match="layer '3', LIFCell"):
+        hb.learn.explain(net, "ottt")
 
 
 def test_unknown_rules_are_refused():

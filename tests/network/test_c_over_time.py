@@ -1,9 +1,12 @@
 """Windows and delays in C: the same outputs as PyTorch, bit for bit."""
 
+import subprocess
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
@@ -14,6 +17,7 @@ from hibana.network import quantize, to_c
 from hibana.train import activity, load
 from network.test_quantize import check as check_integers
 from ordered import in_order
+from selection import examples
 
 NETWORKS = {
     "windows": (
@@ -81,6 +85,37 @@ def test_windows_and_delays_are_the_same_in_c(name, dense, tmp_path):
         assert 0 < rate < 1, layer
     check_programs(net, inputs, tmp_path, events=not dense)
     check_integers(net, inputs, tmp_path, events=not dense)
+
+
+@needs_cc
+@settings(max_examples=examples(3))
+@given(st.data())
+def test_windows_and_delays_of_random_sizes_are_the_same_in_c(tmp_path_factory, data):
+    draw, size = data.draw, st.integers
+    torch.manual_seed(draw(size(0, 99)))
+    inputs, groups = draw(size(1, 5)), draw(size(1, 3))
+    hidden, kernel_size, dilation = groups * draw(size(1, 4)), draw(size(1, 4)), draw(size(1, 3))
+    synapses = draw(st.sampled_from((nn.Linear(inputs, hidden), hb.DelayedLinear(inputs, hidden, 5))))
+    net = nn.Sequential(
+        synapses, hb.IF(0.15), hb.Delay(torch.rand(hidden) * draw(size(0, 6))),
+        hb.Window(hidden, 6 * groups, kernel_size, dilation, groups), hb.LIF(threshold=0.1),
+        nn.Linear(6 * groups, 3),
+    )  # fmt: skip
+    x = torch.rand(draw(size(1, 12)), 2, inputs)
+    check_programs(net.eval(), x, tmp_path_factory.mktemp("c"))
+
+
+@needs_cc
+def test_the_header_counts_the_memory_of_windows_and_delays(tmp_path):
+    net = nn.Sequential(hb.DelayedLinear(5, 9, 300), hb.IF(), hb.Delay(torch.rand(9) * 5), hb.Window(9, 2, 3))
+    program = to_c(net, torch.rand(2, 1, 5))
+    program.write(tmp_path / "net.c")
+    (tmp_path / "size.c").write_text(
+        '#include "net.h"\n#include <stdio.h>\nint main(void) { printf("%zu", sizeof(net_state)); return 0; }'
+    )
+    subprocess.run(["cc", "-std=c99", "-o", tmp_path / "size", tmp_path / "size.c"], check=True)
+    output = subprocess.run([tmp_path / "size"], capture_output=True, text=True, check=True).stdout
+    assert int(output) == program.changing_bytes
 
 
 @needs_cc

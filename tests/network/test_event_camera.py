@@ -41,6 +41,23 @@ def test_a_played_file_is_classified_as_by_the_network(tmp_path):
     assert decisive.sum() > len(played) / 2
 
 
+def test_a_moving_shape_is_brighter_before_it_and_darker_behind_it(monkeypatch):
+    monkeypatch.setattr(event_camera, "NOISE", 0.0)
+
+    class ToTheRight(np.random.Generator):
+        """Draws the centre of the picture as the position, and the direction 0."""
+
+        def uniform(self, low, high, size=None):
+            return np.full(size, event_camera.SIDE / 2) if size else low
+
+    events = event_camera.record("circle", 60, ToTheRight(np.random.PCG64(0)), start=5)
+    assert 5000 <= events["t"].min() <= events["t"].max() < 65_000
+    assert (np.diff(events["t"]) >= 0).all()
+    brighter, darker = events[events["p"] == 1], events[events["p"] == 0]
+    assert min(len(brighter), len(darker)) > 10
+    assert brighter["x"].min() > event_camera.SIDE / 2 > darker["x"].max()
+
+
 def test_the_example_runs(monkeypatch, capsys):
     arguments = ["--fast", "--recordings", "5", "--epochs", "1", "--seconds", "0.5"]
     monkeypatch.setattr(sys, "argv", ["event_camera.py", *arguments])

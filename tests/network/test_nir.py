@@ -2,6 +2,9 @@
 
 import re
 import struct
+import subprocess
+import sys
+import warnings
 import zlib
 from itertools import pairwise
 
@@ -12,6 +15,7 @@ import torch
 from torch import nn
 
 import hibana as hb
+from selection import examples
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 from hibana.network.nir import Scale, file, read, write  # noqa: E402 - needs the extra
@@ -632,6 +636,26 @@ def test_files_that_crash_hdf5_or_fill_the_memory_raise_an_error(tmp_path, make)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (100 << 10)
 
 
+def test_random_damage_raises_an_error_or_is_read(tmp_path):
+    """Every second file is truncated; in the others, twelve bytes are replaced."""
+    net = nn.Sequential(nn.Linear(5, 8), hb.Recurrent(hb.LIFCell(3.0, 0.3), 8), nn.Linear(8, 3), hb.LI())
+    write(net, tmp_path / "good.nir")
+    good, path = (tmp_path / "good.nir").read_bytes(), tmp_path / "bad.nir"
+    random, refused, count = np.random.default_rng(0), 0, examples(8)
+    for i in range(count):
+        bad = bytearray(good if i % 2 else good[: random.integers(len(good))])
+        for _ in range(12 * (i % 2)):
+            bad[random.integers(len(bad))] = random.integers(256)
+        path.write_bytes(bad)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about nodes that a damaged edge left out
+            try:
+                read(path, max_bytes=2**24)
+            except ValueError:  # and no other error
+                refused += 1
+    assert refused >= count // 2
+
+
 ENDLESS = """
 import signal, sys, time
 sys.path.insert(0, {folder!r})
@@ -708,6 +732,19 @@ def _integrators(r, n=3, kind="IF"):
     if kind == "IF":
         fields["v_threshold"] = np.ones(n)
     return ports(getattr(nir, kind)(**fields))
+
+
+def test_metadata_that_are_no_group_are_ignored(tmp_path):
+    path = write_file(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+    with h5py.File(path, "r+") as contents:
+        contents["node"]["metadata"] = 3.0
+    assert read(path).meta["dt"] is None
+
+
+def test_the_process_that_reads_a_file_first_loads_no_torch():
+    code = f"import runpy, sys; runpy.run_path({str(file.PROGRAM)!r}); print('torch' in sys.modules)"
+    process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize("kind", ["IF", "I"])

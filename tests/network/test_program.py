@@ -14,6 +14,7 @@ import hibana as hb
 from c_programs import check_programs
 from examples import deep_networks
 from hibana.compiler.graph.ops import Unsupported
+from hibana.network.native.stream import Stream
 from ordered import in_order
 
 
@@ -210,11 +211,51 @@ def test_a_step_takes_tensors_arrays_and_indices_of_spikes(program, inputs):
     assert torch.equal(streams[2].state["1"][0], streams[0].state["1"][0])
 
 
-def test_strided_inputs_need_no_copy(program, inputs):
-    wide = torch.rand(12, 1, 12)[..., ::2]
-    assert not wide.is_contiguous()
-    assert torch.equal(program(wide), program(wide.contiguous()))
-    assert torch.equal(program.stream().step(wide[0]), program(wide[:1])[0])
+@pytest.fixture
+def addresses(monkeypatch):
+    """The addresses of the inputs that native programs read, a list that grows with each call."""
+    read, launch = [], Stream._launch
+
+    def recording(stream, steps, inputs, *arguments):
+        read.append(inputs.data_ptr())
+        launch(stream, steps, inputs, *arguments)
+
+    monkeypatch.setattr(Stream, "_launch", recording)
+    return read
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.rand(12, 1, 6), lambda: torch.rand(1, 1, 6).expand(12, 1, 6)],
+    ids=["contiguous", "constant over time"],
+)
+def test_contiguous_and_constant_inputs_are_read_without_a_copy(program, addresses, make):
+    inputs = make()
+    outputs = program(inputs)
+    stream = program.stream()
+    steps = [stream.step(x) for x in inputs]
+    assert addresses == [inputs.data_ptr(), *(x.data_ptr() for x in inputs)]
+    assert torch.equal(outputs, torch.stack(steps))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.rand(12, 1, 12)[..., ::2],
+        lambda: torch.rand(6, 1, 12).transpose(0, 2),
+        lambda: torch.rand(24, 1, 6)[::2],
+    ],
+    ids=["features", "memory order", "steps"],
+)
+def test_strided_inputs_give_the_outputs_of_a_copy(net, program, make):
+    inputs = make()
+    assert not inputs.is_contiguous()
+    with torch.no_grad():
+        expected = in_order(net, inputs.clone(memory_format=torch.contiguous_format))(inputs.contiguous())
+    assert expected.count_nonzero()
+    assert torch.equal(program(inputs), expected)
+    stream = program.stream()
+    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), expected)
 
 
 def test_a_streams_state_equals_the_state_of_run(net, program, inputs):
@@ -409,3 +450,9 @@ def test_layers_that_cannot_be_compiled_are_named():
         hb.compile(nn.Sequential(hb.IF()), x[0])
     with pytest.raises(ValueError, match="example must be on the CPU"):
         hb.compile(nn.Sequential(hb.IF()), x.to("meta"))
+
+
+def test_a_stream_takes_the_memory_of_its_states():
+    """Four bytes per potential and one bit per spike, so that thousands of streams fit into memory."""
+    program = hb.compile(mlp(128, 256, 256, 10), torch.rand(1, 1, 128))
+    assert 512 * (4 + 1 / 8) + 40 <= program.stream()._block.numel() < 2500

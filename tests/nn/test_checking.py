@@ -124,6 +124,12 @@ def test_each_step_says_how_it_read_the_axes():
 
 WRONG = {
     "batch norm": ([nn.Linear(8, 8), nn.BatchNorm1d(8), hb.IF()], (4, 8, 8), r"'1' \(BatchNorm1d\)"),
+    "group norm": ([nn.GroupNorm(2, 8), hb.IF()], (4, 8, 5, 5), r"'0' \(GroupNorm\)"),
+    "group norm of as many samples as channels": (
+        [hb.EachStep(hb.Conv2d(3, 8, 3)), nn.GroupNorm(2, 8), hb.IF()],
+        (4, 8, 3, 8, 8),
+        r"'1' \(GroupNorm\)",
+    ),
     "convolution": ([nn.Conv2d(3, 4, 3), hb.IF()], (4, 2, 3, 8, 8), r"'0' \(Conv2d\)"),
     "pooling": (
         [hb.EachStep(hb.Conv2d(3, 4, 3)), hb.IF(), nn.MaxPool2d(2)],
@@ -142,6 +148,12 @@ def test_check_names_the_first_layer_with_a_wrong_axis(name):
     layers, shape, layer_name = WRONG[name]
     with pytest.raises(ValueError, match=rf"layer {layer_name}.*(EachStep|Flatten\(2\))"):
         hb.check(nn.Sequential(*layers), torch.rand(shape))
+
+
+def test_group_normalization_in_each_step_normalizes_channels():
+    net, x = nn.Sequential(hb.EachStep(nn.GroupNorm(2, 8)), hb.IF()), torch.rand(4, 3, 8, 5, 5)
+    assert "nothing is wrong" in repr(hb.check(net, x))
+    assert torch.equal(net[0](x), torch.stack([net[0].module(step) for step in x]))
 
 
 def convolutional():

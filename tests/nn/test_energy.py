@@ -1,5 +1,7 @@
 """Energy of an inference: every count by hand on small networks; prices, memory levels, counters."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -225,3 +227,16 @@ def test_an_optimised_network_counts_as_the_plain_one():
     after = energy(plain, x).network
     assert after.reads == before.reads
     assert after.additions == before.additions
+
+
+def test_the_table_has_a_column_for_each_network_and_lists_its_assumptions():
+    dense = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
+    x = torch.rand(6, 3)
+    table, assumptions = str(energy(network(), x.expand(4, 6, 3), against=(dense, x[None]))).split("\n\n")
+    head, *rows = table.splitlines()
+    assert head.split() == ["network", "dense"]
+    assert re.search(r"^additions +\d+ +32$", table, re.MULTILINE)
+    assert re.search(r"^reads, weights in 8 KiB SRAM +\d+ +32$", table, re.MULTILINE)
+    assert re.search(r"^energy, estimated +[\d.]+ [np]J +[\d.]+ [np]J$", table, re.MULTILINE)
+    assert len({len(row) for row in rows}) == 1
+    assert "0.9 pJ an addition, 3.7 pJ a multiplication (45 nm, Horowitz 2014)" in assumptions

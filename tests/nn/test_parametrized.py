@@ -164,6 +164,47 @@ def test_recording_reads_each_tensor_of_a_cell_once():
     assert [each.calls.item() for each in counts.values()] == [1]
 
 
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda module: module.Linear(16, 16), (2, 16)),
+        (lambda module: module.Conv2d(3, 8, 3), (2, 3, 8, 8)),
+    ],
+    ids=["Linear", "Conv2d"],
+)
+def test_spectral_norm_iterates_once_per_call_as_for_torchs_layer(make, shape):
+    layer, dense = make(hb), make(nn)
+    dense.load_state_dict(layer.state_dict())
+    for each in (layer, dense):
+        torch.manual_seed(1)  # for the vectors of the power iteration
+        parametrizations.spectral_norm(each)
+    x = torch.rand(shape)
+    for _ in range(3):
+        torch.testing.assert_close(layer(x), dense(x))
+        for own, other in zip(layer.buffers(), dense.buffers(), strict=True):
+            torch.testing.assert_close(own, other)
+
+
+def test_spectral_norm_of_recurrent_synapses_iterates_once_per_call():
+    layer = hb.Recurrent(hb.LIFCell(threshold=0.3, surrogate=SURROGATE), 16)
+    parametrizations.spectral_norm(layer.recurrent)
+    looped, synapses = copy.deepcopy(layer), copy.deepcopy(layer.recurrent)
+    looped.backend = "reference"
+    x = torch.rand(7, 2, 16)
+    for _ in range(3):
+        synapses(x)  # one iteration
+        outputs, gradients = [], []
+        for each in (layer, looped):
+            each.zero_grad()
+            outputs.append(each(x))
+            outputs[-1].square().sum().backward()
+            gradients.append(each.recurrent.parametrizations.weight.original.grad)
+            u = each.recurrent.parametrizations.weight[0]._u
+            torch.testing.assert_close(u, synapses.parametrizations.weight[0]._u)
+        torch.testing.assert_close(*outputs)
+        torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_graph_computes_recurrent_synapses_once(backend):

@@ -1,5 +1,6 @@
 """`run`: the state in threads, checkpoints, compiled graphs and nested runs."""
 
+import contextvars
 import threading
 
 import pytest
@@ -88,6 +89,15 @@ def test_unroll_within_recurrent_synapses_is_not_part_of_the_run():
 
 def test_no_run_is_active_after_a_run():
     hb.run(network(), torch.rand(4, 2, 3))
+    assert not call_context.run_active
+
+
+def test_a_run_that_ends_in_another_context_is_not_active():
+    context = call_context.RunContext(object())
+    contextvars.copy_context().run(context.__enter__)
+    assert call_context.run_active
+    with pytest.raises(ValueError, match="different Context"):
+        context.__exit__()
     assert not call_context.run_active
 
 
@@ -293,3 +303,52 @@ def test_a_state_of_another_form_is_checked():
     assert torch.equal(hb.run(layer, x, state)[0], expected)
     layer.cell.threshold = 1e-3
     assert hb.run(layer, x, state)[0].all()
+
+
+def steps_of(net, inputs):
+    """The outputs of `net` for each of `inputs`, one step per call, and the last state."""
+    state, steps = None, []
+    for x in inputs:
+        outputs, state = hb.run(net, x[None], state)
+        steps.append(outputs)
+    return torch.cat(steps), state
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_hooks_that_are_registered_between_single_steps_are_called(learning):
+    net, inputs, calls = network(), 4 * torch.rand(6, 2, 3), []
+
+    def hook(module, *arguments):
+        calls.append(module)
+
+    with torch.set_grad_enabled(learning):
+        expected, _ = steps_of(net, inputs)
+        for module in (net, *net):
+            for register in (module.register_forward_hook, module.register_forward_pre_hook):
+                calls.clear()
+                handle = register(hook)
+                outputs, _ = steps_of(net, inputs)
+                handle.remove()
+                assert calls == [module] * len(inputs)
+                assert torch.equal(outputs, expected)
+        calls.clear()
+        handle = net[1].cell.register_forward_hook(hook)
+        outputs, _ = steps_of(net, inputs)
+        handle.remove()
+        assert calls.count(net[1].cell) >= len(inputs)
+        torch.testing.assert_close(outputs, expected)
+    if learning:
+        calls.clear()
+        handle = net[2].register_full_backward_hook(hook)
+        steps_of(net, inputs)[0].sum().backward()
+        handle.remove()
+        assert calls == [net[2]] * len(inputs)
+
+
+def test_a_forward_that_replaces_a_layers_own_between_single_steps_is_called():
+    net, inputs = network(), 4 * torch.rand(1, 2, 3)
+    expected, state = hb.run(net, inputs)
+    net[0].forward = lambda inputs: inputs.new_full((*inputs.shape[:2], 8), -9.0)
+    assert not torch.equal(hb.run(net, inputs, state)[0], hb.run(network(), inputs, state)[0])
+    del net[0].forward
+    assert torch.equal(hb.run(net, inputs)[0], expected)

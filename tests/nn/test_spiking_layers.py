@@ -1,5 +1,7 @@
 """Whether a cell emits spikes is derived from its step, not from the names of its states."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -190,3 +192,18 @@ def test_autocast_adds_weights_per_spike_and_leaves_dense_products_to_torch():
     net[2].mode = "dense"
     for result, expected in zip(grads, gradients()[3], strict=True):
         torch.testing.assert_close(result, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
+def test_several_threads_may_read_one_cell():
+    cells = [cell(BINARY["of each neuron"], leak=nn.Parameter(torch.rand(5))) for _ in range(20)]
+    wrong = []
+
+    def read():
+        wrong.extend(each for each in cells if not emits_spikes(each))
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import hibana
+import hibana as hb
 from hibana.runtime import build as module
 from hibana.runtime import files
 from hibana.runtime.kernels import Code, Longs, Value, assemble, kernel, pack_arguments, run
@@ -101,6 +102,40 @@ def test_a_damaged_file_is_replaced_by_a_new_compilation(folder, damage):
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
     assert module._read_object_code(path) is not None
     assert _files(folder) == [path]
+
+
+def _make_unreadable(path):
+    path.chmod(0)
+
+
+def _replace_by_a_link_to_itself(path):
+    path.unlink()
+    path.symlink_to(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs modes and links")
+@pytest.mark.parametrize("change", [_make_unreadable, _replace_by_a_link_to_itself])
+def test_a_file_that_cannot_be_opened_is_replaced(folder, change):
+    _counts()
+    (path,) = _files(folder)
+    change(path)
+    assert _counts()[1] == 3
+    assert path.is_file()
+    assert not path.is_symlink()
+    assert module._read_object_code(path) is not None
+
+
+def test_a_folder_in_the_place_of_a_file_warns_once(folder):
+    _counts()
+    (path,) = _files(folder)
+    path.unlink()
+    (path / "full").mkdir(parents=True)
+    with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*; set HIBANA_CACHE"):
+        assert _counts()[1] == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _counts()[1] == 3
+    assert [each.name for each in path.parent.iterdir()] == [path.name], "an unfinished file is left"
 
 
 def test_swapped_files_are_compiled_again_and_not_run(folder):
@@ -247,6 +282,37 @@ def test_another_toolchain_uses_no_old_kernel(folder, monkeypatch, change):
     assert _counts()[1] == 3
     _, after = sorted(_files(folder), key=lambda path: path != before)
     assert after.parent != before.parent
+
+
+class Scaled(hb.Cell):
+    """A cell that no other test compiles, as kernels of equal cells are shared."""
+
+    def __init__(self, threshold: float, decay: float = 0.9375) -> None:
+        super().__init__()
+        self.threshold, self.decay = threshold, decay
+
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * (1 - s_previous) * self.decay + input_ * 1.0625
+        return v, hb.surrogate.ATan()(v - self.threshold)
+
+
+def test_another_value_of_a_hyperparameter_compiles_nothing(folder, compilations):
+    inputs, results = torch.full([8, 3], 0.4, requires_grad=True), []
+
+    def call(cell):
+        outputs, _ = hb.unroll(cell, inputs, backend="cpu")
+        (grad,) = torch.autograd.grad(outputs.sum(), inputs)
+        results.append((outputs.sum().item(), grad.sum().item()))
+
+    call(Scaled(threshold=1.0))
+    files, count = _files(folder), len(compilations)
+    assert len(files) == count > 0
+    cell = Scaled(threshold=0.5)
+    call(cell)
+    cell.decay = 0.5
+    call(cell)
+    assert len(set(results)) == 3
+    assert (_files(folder), len(compilations)) == (files, count)
 
 
 @pytest.mark.slow

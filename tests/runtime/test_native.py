@@ -402,3 +402,19 @@ def test_a_negated_view_is_refused():
     numbers, target = torch.tensor([2.0]), torch.zeros(1)
     with pytest.raises(ValueError, match=r"call resolve_neg\(\)"):
         first(1, source=torch.complex(numbers, numbers).conj().imag, target=target)
+
+
+def test_mistakes_raise_an_error_while_the_kernel_is_written():
+    code = Code()
+    with pytest.raises(TypeError, match="unknown while the kernel is built"):
+        max(code.constant(1), code.constant(2))
+    with pytest.raises(TypeError, match="must have one type, got i64 and float"):
+        code.constant(1) + code.constant(1.0, FLOAT)
+    with pytest.raises(TypeError, match="a variable of i64 cannot become float"):
+        code.variable(0).value = code.constant(1.0, FLOAT)
+    with pytest.raises(TypeError, match="yes or no must be a value of the kernel, got 1 and 2"):
+        code.constant(1).equals(1).select(1, 2)
+    with pytest.raises(TypeError, match=r"@norm takes \['ptr', 'double'\], got \['ptr', 'i64'\]"):
+        NORM(code, code.array(Doubles, 1), code.constant(1))
+    with pytest.raises(AssertionError, match="@doubled returns nothing"):
+        DOUBLED(code, code.array(Doubles, 1))

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import hibana as hb
+from hibana.cells.surrogate import ATan, Box
 from hibana.compiler.graph import recorder
 from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.runtime.kernels import assemble
@@ -99,6 +100,41 @@ def test_independent_networks_in_threads_share_nothing_that_a_run_changes():
                 assert torch.equal(value, target)
 
     in_threads(*(lambda net=n, targets=e: repeat(net, targets) for n, e in zip(nets, expected, strict=True)))
+
+
+LARGE = {
+    "neurons": (lambda: hb.IF(surrogate=ATan()), (8, 70_001)),
+    "neurons in channels-last order": (lambda: hb.LIF(surrogate=Box()), (6, 4, 33, 16, 17)),
+    "a time constant of each neuron": (
+        lambda: hb.LIF(tau=nn.Parameter(torch.rand(7001) + 1.5), surrogate=ATan()),
+        (8, 10, 7001),
+    ),
+    "a linear layer": (lambda: hb.Linear(300, 500), (20, 129, 300)),
+    "a convolution": (lambda: hb.EachStep(hb.Conv2d(32, 33, 3)), (4, 9, 32, 17, 16)),
+    "recurrent neurons": (lambda: hb.Recurrent(hb.LIFCell(surrogate=ATan()), 65), (9, 130, 65)),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_one_thread_gives_the_bits_of_two(name):
+    make, shape = LARGE[name]
+    layer = make()
+    x = (torch.rand(shape) < 0.04).float() * 2
+    if "channels-last" in name:
+        x = x.movedim(2, -1).contiguous().movedim(-1, 2)
+    x.requires_grad_()
+    weights, threads, results = torch.rand_like(layer(x)), torch.get_num_threads(), []
+    sources = [x, *layer.parameters()]
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            outputs = layer(x)
+            assert outputs.any()
+            results.append([outputs, *torch.autograd.grad((outputs * weights).sum(), sources)])
+    finally:
+        torch.set_num_threads(threads)
+    for one, two in zip(*results, strict=True):
+        assert torch.equal(one, two)
 
 
 class Waiting(hb.Cell):

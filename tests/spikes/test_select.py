@@ -12,6 +12,7 @@ from torch import nn
 import hibana as hb
 from hibana.spikes import layer as shared_layer
 from hibana.spikes import select
+from hibana.spikes.bits import sampled_density
 from hibana.spikes.convolution import causal as of_windows
 from hibana.spikes.convolution import layer as convolution_layer
 from hibana.spikes.linear import layer as linear_layer
@@ -116,6 +117,13 @@ def test_no_bits_are_packed_if_a_sample_is_too_dense(monkeypatch):
         spikes = (torch.rand(shape) < 0.9).float()
         torch.testing.assert_close(layer(spikes), layer._torch_product(spikes, layer.weight, layer.bias))
         assert layer.explain().endswith("spiked; torch is faster at these sizes and this density")
+
+
+@pytest.mark.parametrize("columns", [64, 512, 1024])
+def test_a_sample_of_the_density_covers_all_columns(columns):
+    rows = torch.ones(1024, columns)
+    rows[:, :64] = 0.0  # one word of each row
+    assert sampled_density(rows) == pytest.approx(1 - 64 / columns, abs=0.05)
 
 
 @pytest.mark.parametrize("learning", [False, True])

@@ -65,3 +65,16 @@ def test_tables_are_not_augmented(tmp_path):
     samples = data.Arrays(np.zeros([60, 3]), labels=[0, 1] * 30)
     with pytest.raises(ValueError, match="augment must be none for inputs that are no images"):
         train.fit(train.Settings(augment="flip"), tmp_path / "run", samples=samples)
+
+
+def test_one_seed_gives_one_batch(recordings):
+    batches = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        batches.append(augment_batch(recordings, "flip-shift-roll"))
+    assert torch.equal(*batches)
+    assert not torch.equal(batches[0], recordings)
+
+
+def test_without_augmentation_the_recordings_are_returned_themselves(recordings):
+    assert augment_batch(recordings, "none") is recordings

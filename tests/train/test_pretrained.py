@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import random
 import sys
 import tomllib
 from pathlib import Path
@@ -23,6 +24,7 @@ import hibana
 from hibana import train
 from hibana.cli import main
 from hibana.runtime.extras import extra_for
+from hibana.train import pretrained
 
 FROZEN = Path(__file__).with_name("pretrained")
 """A folder that version 0.1.0 wrote, and its network's outputs for the first test samples."""
@@ -115,6 +117,11 @@ def test_a_folder_contains_no_paths_of_the_machine(flowers):
     assert (settings["data"], settings["test"]) == ("./flowers.csv", "./others.csv")
     assert "root" not in settings
     assert train.Network.from_pretrained("shared").settings.data == str(Path("flowers.csv").absolute())
+
+
+def test_samples_in_memory_have_no_path():
+    settings = train.Settings(data="in memory", kind="arrays")
+    assert pretrained._portable(settings)["data"] == "in memory"
 
 
 def test_a_card_states_the_results_of_the_run(flowers):
@@ -230,6 +237,17 @@ def test_invalid_weights_are_refused(tmp_path, raw, message):
     untrained().save_pretrained(tmp_path)
     replace_weights(tmp_path, raw)
     assert message in refusal(tmp_path)
+
+
+def test_each_flipped_bit_of_the_weights_is_refused(tmp_path):
+    untrained().save_pretrained(tmp_path)
+    path, draws = tmp_path / "model.safetensors", random.Random(0)
+    raw = path.read_bytes()
+    for position in [*range(0, 60, 6), *(draws.randrange(len(raw)) for _ in range(20))]:
+        other = bytearray(raw)
+        other[position] ^= 1 << draws.randrange(8)
+        path.write_bytes(other)
+        assert "they were changed since they were written" in refusal(tmp_path)
 
 
 def test_share_overwrites_only_its_own_folders(tmp_path, capsys):

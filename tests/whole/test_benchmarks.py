@@ -1,6 +1,8 @@
 """The benchmarks: checks of results before timing, alternating contenders, and the report."""
 
+import importlib.util
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 import hibana as hb
-from benchmarks import agreement, deep, measure, online, recurrent, recurrent_spyx, run, sparse
+from benchmarks import agreement, deep, gpu, measure, online, recurrent, recurrent_spyx, run, sparse
 
 
 @pytest.fixture
@@ -66,6 +68,15 @@ def test_contenders_alternate_and_are_timed_equally_often():
     )
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
     assert "".join(calls[4:]) == "abbaab"  # after two untimed calls each
+
+
+def test_the_summary_is_the_median_and_the_quartiles_in_milliseconds():
+    expected = {"ms": 2.0, "ms_low": 1.0, "ms_high": 3.0, "calls": 3}
+    assert measure.summary([3e-3, 1e-3, 2e-3]) == pytest.approx(expected)
+
+
+def test_a_subprocess_returns_the_result_of_the_function():
+    assert measure.in_process("math", "hypot", 3, 4) == 5.0
 
 
 def test_a_failure_in_a_subprocess_is_raised():
@@ -235,3 +246,83 @@ def test_contenders_of_sparse_synapses_compute_the_same_gradients():
         gradients.append((x.grad, parameters[1].grad, layer(x)))
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0])
+
+
+def test_pages_of_several_machines_name_each_other(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    row = {"what": "import hibana, after import torch", "s": 0.1}
+    _write_results(tmp_path, {"compile/first-use": [row]}, name="there", processor="another processor")
+    report.write(tmp_path, "there")
+    _write_results(tmp_path, {"compile/first-use": [row]})
+    assert "[another processor](there.md)" in report.write(tmp_path)
+    assert "[a processor](benchmarks.md)" in report.write(tmp_path, "there")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_report_states_that_there_is_no_gpu(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    assert list(gpu.jobs(quick=False)) == ["gpu"]
+    _write_results(tmp_path, {"gpu": gpu.jobs(quick=False)["gpu"]()})
+    assert "**Not timed:** everybody: there is no CUDA device" in report.write(tmp_path)
+
+
+def test_a_bandwidth_is_a_fraction_of_that_of_a_copy():
+    inputs, cell = torch.rand(8, 512), hb.IFCell(detach_reset=True)
+    leaf = inputs.clone().requires_grad_()
+    calls = {
+        "copy": lambda: torch.empty_like(inputs).copy_(inputs),
+        "hibana": lambda: hb.unroll(cell, leaf)[0].sum().backward(),
+        "broken": lambda: torch.rand(2) @ torch.rand(3),
+    }
+    rows = {row["contender"]: row for row in gpu._measure_calls(calls, cell, inputs, "forward+backward", 0.0)}
+    assert rows["broken"]["error"].startswith("RuntimeError: ")
+    assert rows["copy"]["of_copy"] == pytest.approx(1.0)
+    assert rows["hibana"]["of_copy"] == pytest.approx(rows["hibana"]["gb_s"] / rows["copy"]["gb_s"])
+    sequence = inputs.numel() * 4
+    training, inference = (gpu._bytes_per_pass("hibana", cell, inputs, x) for x in ("forward+backward", ""))
+    assert (training, inference) == (4 * sequence + 2 * inputs.numel() / 8, 2 * sequence)
+
+
+def test_the_report_shows_the_speedup_of_a_recurrent_network(tmp_path: Path):
+    report = pytest.importorskip("benchmarks.report")
+    columns = {"size": "100x64x128", "pass": "training step", "firing": 0.045, "is": "x"}
+    ms = {"hibana": 5.0, "hibana-box": 8.0, "hibana-atan": 20.0, "gru": 80.0, "norse": 60.0, "spyx": 15.0}
+    windows = {"hibana": 0.045, "hibana-box": 0.07, "hibana-atan": 1.0}
+    rows = [{**columns, "contender": name, "ms": ms, "window": windows.get(name)} for name, ms in ms.items()]
+    _write_results(tmp_path, {"recurrent/100x64x128": rows})
+    page = report.write(tmp_path)
+    assert "| Step | 4.5% | 4.5% | **16.0** | ≥ 12 ✓ | 12.0 | ≥ 8 ✓ | 3.00 |" in page
+    assert "| Box | 4.5% | 7.0% | **10.0** | ≥ 12 ✗ | 7.50 | ≥ 8 ✗ | 1.88 |" in page
+    assert "| ATan | 4.5% | 100.0% | **4.00** |  | 3.00 |  | 0.75 |" in page
+
+
+def test_the_memory_of_a_recurrent_training_step_is_measured(small, tmp_path: Path):
+    weights, _ = recurrent.tune_weights(small, recurrent.sample(small)[0])
+    torch.save(weights, tmp_path / "weights.pt")
+    arguments = ("hibana", list(small), str(tmp_path / "weights.pt"))
+    assert measure.in_process("benchmarks.recurrent", "peak", *arguments)["mb"] >= 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is not None, reason="this Python has JAX")
+@pytest.mark.parametrize(
+    ("python", "message"),
+    [(sys.executable, "ModuleNotFoundError: No module named 'jax'"), ("/nowhere/python", "/nowhere/python")],
+)
+def test_an_environment_without_spyx_is_reported(monkeypatch, python, message):
+    monkeypatch.setenv(recurrent_spyx.VARIABLE, python)
+    (row,) = recurrent_spyx.measure_times(5, 4, 16, 700, 20, 0.02, 20.0, 1, True)
+    assert row["contender"] == "spyx"
+    assert message in row["error"]
+
+
+def test_the_report_compares_learning_online_with_backpropagation():
+    rows = [
+        {"kind": "sequence", "contender": "backpropagation", "least_ms": 40.0},
+        {"kind": "sequence", "contender": "d-rtrl, chunk=100", "least_ms": 30.0},
+        {"kind": "step", "contender": "d-rtrl", "least_ms": 20.0},
+        {"kind": "memory", "contender": "d-rtrl", "steps": 10_000, "mb": 30.0, "baseline_mb": 370.0},
+    ]
+    page = "\n".join(online.section(rows))
+    assert "| d-rtrl, chunk=100 | 30.0 | 0.75 |" in page
+    assert "| d-rtrl | 20.0 |" in page
+    assert "| d-rtrl | 10,000 | 400 | 370 |" in page

@@ -66,6 +66,7 @@ def name(page):
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.filterwarnings("error::hibana.SlowPathWarning")  # cells of the pages are compiled
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in TRANSLATED], ids=name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     if (module := needed_module(page)) and importlib.util.find_spec(module) is None:
@@ -238,3 +239,10 @@ def test_a_page_for_users_of_another_library_names_its_features_and_what_is_miss
     assert "membrane of spiking outputs" in present
     rules = {name for name in hb.learn.__all__ if not name.islower()}
     assert not rules & {*re.findall(r"(?<![\w.])\w+", missing)}
+
+
+def test_the_search_separates_words_of_both_languages():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    (separator,) = re.findall(r"^ +separator: '(.*)'$", site, re.MULTILINE)
+    words = {*re.split(separator, "`tau=20.0`: 膜電位がテンソルの閾値、hb.LIFは（代理勾配）")}
+    assert {"tau", "20.0", "膜電位", "テンソル", "閾値", "LIF", "代理勾配"} <= words

@@ -249,7 +249,7 @@ class RefractoryLIFCell(Spiking):
     def __init__(
         self,
         tau: Value = 2.0,
-        period: float = 2.0,
+        period: int = 2,
         threshold: Value = 1.0,
         surrogate: Surrogate | str = Step(),
         detach_reset: bool = False,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.data.base import DataSet, InMemory, Samples, stretch
+from hibana.data.user_data.samples import reading
 from hibana.runtime.extras import explain_import_error
 
 DEBIAN = Path("/usr/share/datasets")
@@ -152,9 +153,10 @@ class FashionMNIST(_IDXImages):
 def _read_idx(path: Path) -> Tensor:
     """The contents of the idx file `path`, or of `path` with ``.gz`` appended: images uint8, labels int64."""
     file = path if path.is_file() else path.with_name(f"{path.name}.gz")
-    content = file.read_bytes() if file == path else gzip.decompress(file.read_bytes())
-    shape = np.frombuffer(content, ">i4", content[3], offset=4)
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    with reading(f"idx file {file}"):
+        content = file.read_bytes() if file == path else gzip.decompress(file.read_bytes())
+        shape = np.frombuffer(content, ">i4", content[3], offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     tensor = torch.from_numpy(values.copy())
     return tensor if tensor.ndim > 1 else tensor.long()
 

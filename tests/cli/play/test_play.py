@@ -84,6 +84,22 @@ def test_fields_follow_the_signature():
         fields_of(source.find("", "class Mine(hb.Cell):\n    def __init__(self, tau): pass"))
 
 
+def test_whole_numbers_have_whole_steps():
+    field = fields_of(hb.RefractoryLIFCell)["period"]
+    spinner, slider = field.element.children
+    assert (slider.start, slider.step, spinner.step) == (0, 1, 1)
+    spinner.value = 3.0
+    assert isinstance(field.value(), int)
+
+
+def test_the_colours_are_those_of_plot():
+    figures = pytest.importorskip("hibana.cli.play.figures", reason="the extra play is not installed")
+    style = pytest.importorskip("hibana.plot.style", reason="the extra train is not installed")
+    assert figures.COLOURS == style.PALETTE
+    for name in ("BLUE", "ORANGE", "RED", "GREY"):
+        assert getattr(figures, name) == getattr(style, name)
+
+
 def test_every_surrogate_has_fields_of_its_shape():
     choice = fields_of(hb.LIFCell)["surrogate"]
     select = choice.element.children[0]
@@ -143,6 +159,17 @@ def test_a_user_defined_cell_is_simulated_like_a_built_in_one():
     assert numpy.array_equal(result["spikes"], simulate("IF", {"threshold": 2.0}, 0.3)["spikes"])
     assert result["threshold"] == pytest.approx(2.0, rel=1e-4)
     assert list(result["others"]) == ["a"]
+
+
+def test_potential_and_spikes_of_a_step_with_random_numbers_belong_together():
+    code = """class Mine(hb.Cell):
+    def forward(self, input_, v, s):
+        v = 0.9 * v * (1 - s) + input_ + 0.3 * torch.randn_like(v)
+        return v, hb.surrogate.ATan()(v - 1)
+"""
+    result = simulate("", strength=0.1, code=code)
+    assert 5 < len(result["spikes"]) < 100
+    assert numpy.array_equal(result["spikes"], (result["potential"] > 1).nonzero()[0])
 
 
 HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "

@@ -1,6 +1,7 @@
 """The playground end to end: a server, and headless Chromium that can reach no other host."""
 
 import http.client
+import io
 import json
 import shutil
 import signal
@@ -11,6 +12,7 @@ from contextlib import closing
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image, ImageStat
 
 from cli.play.test_play import untrained
 
@@ -208,6 +210,41 @@ def test_a_network_is_opened_and_its_samples_go_through_it(page):
     page.run("put('checkpoint', '/nowhere/at all')")
     page.press("open")
     page.until("text('network error').includes('checkpoint must be a file that `hibana train` wrote')")
+
+
+def lightness(page):
+    """The mean lightness of a screenshot of the page, from 0 to 1."""
+    picture = Image.open(io.BytesIO(page.driver.get_screenshot_as_png()))
+    return ImageStat.Stat(picture.convert("L")).mean[0] / 255
+
+
+def test_the_page_is_as_light_as_the_system(page, browser):
+    try:
+        for scheme in ("dark", "light", "dark"):
+            media = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+            page.until("Bokeh.documents[0].is_idle")
+            assert (lightness(page) > 0.5) == (scheme == "light")
+        browser.refresh()  # opens the page in dark mode
+        page.until("!!(window.Bokeh && Bokeh.documents.length && Bokeh.documents[0].is_idle)")
+        assert lightness(page) < 0.5
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.parametrize("width", [390, 820, 1280])
+@pytest.mark.parametrize("tab", [0, 1])
+def test_nothing_is_wider_than_the_window(page, browser, width, tab):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        page.run(f"root('tabs').active = {tab}")
+        if tab:
+            page.until("root('layers').children.length", 2)
+        page.until("Bokeh.documents[0].is_idle")
+        page.until(f"document.documentElement.scrollWidth <= {width} && innerWidth == {width}")
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def get(address, path=None, **headers):

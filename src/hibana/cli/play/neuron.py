@@ -96,8 +96,10 @@ def simulate(
     currents = torch.linspace(0, top, CURRENTS, dtype=torch.float32, device="cpu")
     constant = currents.repeat_interleave(COPIES) + noise * random[:, 1:]
 
+    random_state = torch.get_rng_state()
     with torch.no_grad():
         states = record(cell, inputs)
+    torch.set_rng_state(random_state)  # a step with random numbers draws the same again
     outputs = _outputs(cell, inputs)
     gradient = _gradient(outputs.sum(), inputs)[:, 0]
     with torch.no_grad():

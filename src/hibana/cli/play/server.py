@@ -29,8 +29,8 @@ ADDRESS = "127.0.0.1"
 HOSTS = (ADDRESS, "localhost", "[::1]")
 """Names of this machine that a request may have in its ``Host`` header."""
 PAGE = Template(
-    "{% extends base %}{% block postamble %}<style>@media (prefers-color-scheme: dark) "
-    "{html {background: #1a1a1a}}</style>{% endblock %}"
+    '{% extends base %}{% block postamble %}<meta name="viewport" content="width=device-width">'
+    "<style>@media (prefers-color-scheme: dark) {html {background: #1a1a1a}}</style>{% endblock %}"
 )
 """Bokeh's page, on the inverse of white in dark mode."""
 DARK = "@media (prefers-color-scheme: dark) {%s {filter: invert(0.9) hue-rotate(180deg)}}"
