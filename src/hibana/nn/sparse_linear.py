@@ -53,7 +53,8 @@ class SparseLinear(SpikeLayer):
     Each call reads `row_starts`, `targets` and `delays` once: every change of them counts from the next call
     on, also one written through ``.data`` or ``.numpy()``. A backward uses the synapses of its forward.
     ``load_state_dict`` accepts another number of synapses. It changes the shape of the same parameter
-    `weight`; afterwards, the backward of an earlier loss raises.
+    `weight`, which optimizers keep. Delete earlier losses (``del loss``) first: while one exists, each
+    backward raises "invalid gradient".
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever possible) ``"events"``. With events a second
     derivative raises ``RuntimeError``: set ``mode = "dense"`` to compute it.
