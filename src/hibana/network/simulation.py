@@ -213,8 +213,12 @@ class Simulation:
 
 
 def check_neurons(selected: Tensor | None, neurons: int) -> None:
-    """Raises ValueError unless `selected` are ascending indices ``[selected]`` of neurons, or None."""
-    if selected is None or (selected.ndim == 1 and not selected.numel()):
+    """Raises TypeError or ValueError unless `selected` are ascending indices ``[selected]``, or None."""
+    if selected is None:
+        return
+    if not isinstance(selected, Tensor):
+        raise TypeError(f"neurons must be a tensor of indices, got {selected!r}: write torch.tensor(...)")
+    if selected.ndim == 1 and not selected.numel():
         return
     if selected.ndim != 1 or selected.is_floating_point() or not bool((selected.diff() > 0).all()):
         raise ValueError(f"neurons must be ascending indices [selected], got {selected!r}")
