@@ -307,6 +307,7 @@ def _wait(code: Code, counter: Longs, arrived: Value, all_arrived: Value) -> Non
 
 def _futex(code: Code, address: Longs, operation: int, value: Value) -> None:
     """Calls ``futex`` of Linux for the low half of the number at `address`."""
+    assert SLEEPS is not None
     arguments = code.constant(SLEEPS), address, code.constant(operation), value, code.constant(0)
     _SYSCALL(code, *arguments)
 

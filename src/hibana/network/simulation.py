@@ -212,7 +212,7 @@ class Simulation:
         return Chunk(steps, spike_steps[places], neurons, states)
 
 
-def check_neurons(selected: Tensor | None, neurons: int) -> None:
+def check_neurons(selected: object, neurons: int) -> None:
     """Raises TypeError or ValueError unless `selected` are ascending indices ``[selected]``, or None."""
     if selected is None:
         return
