@@ -232,13 +232,14 @@ def _bit_product(rows: "Tensor", words: "Tensor") -> "Tensor":
 
 def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", x: "Tensor") -> "Tensor":
     """For each synapse the sum of ``x[:, source] rows[:, target]``; `x` are numbers, or words of bits."""
+    from hibana.runtime.synapses import SynapseIndex
     from hibana.spikes.bits import Planes
     from hibana.spikes.sparse import product
 
     neurons = rows.shape[1]
-    index = product.SynapseIndex.check(row_starts, targets, None, neurons, neurons)
+    index = SynapseIndex.check(row_starts, targets, None, neurons, neurons)
     if x.dtype == rows.dtype:
-        return product.sums_per_synapse(row_starts, targets, x, rows)
+        return product.sums_per_synapse(index, x, rows)
     sums = product.SparseProduct(rows.shape, index)
     return sums.weight_gradient(Planes(x[None], 1.0), sums.gradient_rows(rows))
 

@@ -150,3 +150,26 @@ def test_a_cell_is_pickled_under_its_public_module(kind):
     assert kind.__module__ == "hibana.cells"
     assert b"hibana.cells\n" in pickle.dumps(kind, protocol=0)
     assert pickle.loads(f"chibana.cells\n{kind.__name__}\n.".encode()) is kind
+
+
+@pytest.mark.parametrize("kind", [hb.IFCell, hb.LIFCell, hb.IzhikevichCell, hb.ALIFCell])
+@pytest.mark.parametrize("place", ["object", "class"])
+@pytest.mark.parametrize("layer", [hb.OverTime, lambda cell: hb.Recurrent(cell, 4)])
+def test_an_initial_state_of_the_object_or_of_a_subclass_is_used(kind, place, layer):
+    torch.manual_seed(0)
+    cell, inputs = type("Own", (kind,), {})(), torch.rand(5, 3, 4)
+    net = layer(cell)
+    net(inputs)
+
+    def initial_state(input_):
+        return tuple(torch.full_like(input_, 0.25) for _ in kind.state_names())
+
+    if place == "object":
+        cell.initial_state = initial_state
+    else:
+        type(cell).initial_state = lambda self, input_: initial_state(input_)
+        net = layer(cell := type(cell)())
+    out, last = hb.run(net, inputs)
+    expected, expected_last = hb.run(net, inputs, {"": initial_state(inputs[0])})
+    assert torch.equal(out, expected)
+    assert all(map(torch.equal, last[""], expected_last[""]))

@@ -13,7 +13,8 @@ from torch import nn
 import hibana as hb
 from hibana.cells.surrogate import ATan
 from hibana.compiler import draws, reference
-from hibana.network import simulation
+from hibana.compiler.graph.trace import trace
+from hibana.network import simulate_kernel, simulation
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -208,6 +209,30 @@ def test_arguments_are_checked():
         positional, options = arguments[:2], dict(*arguments[2:])
         with pytest.raises(ValueError, match=message):
             hb.simulate(*positional, **options)
+    for layer, options in ((net, {}), (nn.Sequential(nn.Linear(4, 3), hb.IF()), {"inputs": torch.rand(4)})):
+        with pytest.raises(TypeError, match=r"neurons must be a tensor of indices, got \[1, 2\]"):
+            hb.simulate(layer, 3, neurons=[1, 2], **options)
+
+
+def test_threads_that_sleep_at_each_barrier_give_the_same_spikes(monkeypatch):
+    monkeypatch.setattr(simulate_kernel, "SPINS", 0)
+    before, records = torch.get_num_threads(), []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            torch.manual_seed(0)
+            records.append(hb.simulate(network(700, 5), 50)[0].spikes)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(records[0].steps, records[1].steps)
+    assert torch.equal(records[0].neurons, records[1].neurons)
+
+
+@pytest.mark.skipif(simulate_kernel.SLEEPS is None, reason="threads sleep on Linux")
+def test_waiting_threads_sleep_until_they_are_woken():
+    source = simulate_kernel.Program(trace(hb.LIFCell(), torch.Size([1, 70]), torch.float32), torch.float32)
+    assert source.kernel.source.count("@syscall(") == 3  # a declaration, to sleep, and to wake
+    assert "sched_yield" not in source.kernel.source
 
 
 def test_rates_of_the_microcircuit_are_those_of_nest():

@@ -221,6 +221,21 @@ def test_check_names_the_parameter_that_holds_nan():
         net(IMAGES)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_check_names_a_parameter_that_no_spike_reads(value):
+    net = nn.Sequential(hb.Linear(8, 4), hb.IF())
+    net[0].mode = "events"
+    with torch.no_grad():
+        net[0].weight[:, 3] = value
+    x = torch.ones(5, 2, 8)
+    x[:, :, 3] = 0
+    assert net(x).isfinite().all()
+    with pytest.raises(ValueError, match=r"weight of layer '0' \(Linear\) holds NaN or infinity"):
+        hb.check(net, x)
+    with hb.check(net), pytest.raises(ValueError, match="weight of layer '0'"):
+        net(x)
+
+
 class Late(nn.Module):
     """Divides by zero at one step."""
 

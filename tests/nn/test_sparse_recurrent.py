@@ -8,7 +8,6 @@ from torch import nn
 
 import hibana as hb
 from hibana.compiler.graph.ops import Unsupported
-from hibana.runtime.synapses import check_synapses
 
 
 class Spiking(hb.Cell):
@@ -90,12 +89,30 @@ def test_an_index_out_of_range_is_an_error(name, index, number, message):
         layer(torch.rand(4, 2, 20))
 
 
-def test_tensors_of_another_kind_are_refused():
-    starts, targets = torch.tensor([0, 1, 2]), torch.tensor([0, 1], dtype=torch.int32)
-    check_synapses(starts, targets, 2, 2)
-    for wrong in ((starts.int(), targets, 2), (starts, targets.long(), 2), (starts, targets, 3)):
-        with pytest.raises(ValueError, match="must"):
-            check_synapses(*wrong, 2)
+def test_weights_must_be_one_for_each_synapse():
+    layer = hb.Recurrent(hb.LIFCell(), 20, hb.SparseLinear(20, 20, 0.2), backend="cpu")
+    layer.recurrent.weight.data = layer.recurrent.weight.data[1:]
+    with pytest.raises(ValueError, match="weights must have one number for each of"):
+        layer(torch.rand(4, 2, 20))
+
+
+@pytest.mark.parametrize(
+    "write", [lambda tensor: tensor.data, lambda tensor: torch.from_numpy(tensor.numpy())]
+)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_writes_that_torch_does_not_count_are_noticed(write, backend):
+    torch.manual_seed(0)
+    layer, x = hb.Recurrent(hb.LIFCell(), 20, on_grid(hb.SparseLinear(20, 20, 0.2))), torch.rand(8, 3, 20)
+    layer.backend = backend
+    layer(x)
+    write(layer.recurrent.targets).copy_((layer.recurrent.targets + 7) % 20)
+    assert torch.equal(layer(x), dense_outputs(layer, x))
+    write(layer.recurrent.row_starts)[1:-1] = 0
+    layer(x).sum().backward()
+    assert torch.equal(layer(x), dense_outputs(layer, x))
+    write(layer.recurrent.targets)[0] = 1 << 30
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 20\)"):
+        layer(x)
 
 
 @pytest.mark.parametrize(("outputs", "dtype"), [(12, torch.float32), (9, torch.bfloat16)])

@@ -174,6 +174,9 @@ def test_no_synapses() -> None:
     [
         (lambda: connect.probability(math.nan), r"p must lie in \[0, 1\], got nan"),
         (lambda: connect.fixed_total(-1), "n must be a whole number from 0, got -1"),
+        (lambda: connect.fixed_in_degree(True), "k must be a whole number from 0, got True"),
+        (lambda: connect.one_to_one(weight=math.nan), "weight must be finite, got nan"),
+        (lambda: connect.fixed_total(1, weight=-math.inf), "weight must be finite, got -inf"),
         (lambda: connect.fixed_out_degree(5), r"connect.fixed_out_degree\(5\): k must be .* 4, got 5"),
         (lambda: connect.fixed_in_degree(4), "number of source neurons, 3, got 4"),
         (lambda: connect.one_to_one(), "got 3 and 4"),

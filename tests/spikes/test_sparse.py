@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import hibana as hb
+from hibana.runtime.synapses import SynapseIndex
 from hibana.spikes.sparse import Connections
-from hibana.spikes.sparse.product import SynapseIndex
 
 SIZES = [(1, 1, 1), (5, 63, 65), (7, 130, 20), (33, 64, 257), (40, 200, 31)]
 """Rows, inputs and outputs."""
@@ -135,6 +135,88 @@ def test_a_change_of_the_indices_is_checked_before_the_next_call() -> None:
     layer.targets[0] = 10
     with pytest.raises(ValueError, match=r"targets must lie in \[0, 10\)"):
         layer(x)
+
+
+WRITES = {"data": lambda tensor: tensor.data, "numpy": lambda tensor: torch.from_numpy(tensor.numpy())}
+"""Ways to write that torch's version counter does not count."""
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("delays", [0, 3])
+@pytest.mark.parametrize("values", ["spikes", "numbers", "float64"])
+def test_writes_that_torch_does_not_count_are_noticed(write: str, delays: int, values: str) -> None:
+    torch.manual_seed(0)
+    layer, other = (_layer(40, 30, 0.5, delays) for _ in range(2))
+    x = (torch.rand(8, 2, 40) < 0.3).float() * (1 if values == "spikes" else 0.5)
+    if values == "float64":
+        layer, other, x = layer.double(), other.double(), x.double()
+    layer(x)
+    count = min(layer.weight.numel(), other.weight.numel()) // 2  # of synapses that change
+    names = ["targets", "row_starts"] + ["delays"] * bool(delays)
+    for name in names:
+        changed = WRITES[write](getattr(layer, name))
+        if name == "row_starts":
+            changed[1:-1] = changed[1:-1].flip(0).sort().values // 2
+        else:
+            changed[:count] = getattr(other, name)[:count]
+        layer.weight.grad = None
+        out = layer(x)
+        expected = _dense_sums(layer, x, layer.weight, layer.bias)
+        assert torch.equal(out, expected)
+        gradient = torch.randint(-8, 9, out.shape).to(x.dtype) / 8
+        for one, two in zip(
+            torch.autograd.grad(out, (layer.weight, layer.bias), gradient),
+            torch.autograd.grad(expected, (layer.weight, layer.bias), gradient),
+            strict=True,
+        ):
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize(
+    ("name", "place", "number"),
+    [("targets", 3, 30), ("targets", 0, -(1 << 30)), ("row_starts", -1, 1 << 40), ("row_starts", 5, 1 << 40)],
+)
+@pytest.mark.parametrize("delays", [0, 3])
+@pytest.mark.parametrize("values", [1.0, 0.5])
+def test_an_index_out_of_range_is_an_error_however_it_was_written(
+    write: str, name: str, place: int, number: int, delays: int, values: float
+) -> None:
+    layer = _layer(40, 30, 0.5, delays)
+    x = (torch.rand(8, 2, 40) < 0.3).float() * values
+    layer(x)
+    WRITES[write](getattr(layer, name))[place] = number
+    with pytest.raises(ValueError, match=f"{name} must"):
+        layer(x)
+
+
+@pytest.mark.parametrize("delays", [0, 3])
+@pytest.mark.parametrize("values", [1.0, 0.5])
+def test_the_gradient_is_that_of_the_synapses_of_the_forward(delays: int, values: float) -> None:
+    torch.manual_seed(0)
+    layer = _layer(40, 30, 0.5, delays)
+    x = ((torch.rand(8, 2, 40) < 0.3).float() * values).requires_grad_()
+    expected, out = _dense_sums(layer, x, layer.weight, layer.bias), layer(x)
+    gradient = torch.randint(-8, 9, out.shape) / 8
+    before = _gradients(layer, x, expected, gradient)
+    layer.targets.copy_(layer.targets.flip(0))
+    layer.row_starts[1:-1] = 0
+    for one, two in zip(_gradients(layer, x, out, gradient), before, strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("values", [1.0, 0.5])
+def test_an_empty_batch_has_gradients_of_zero(values: float) -> None:
+    for layer in (_layer(40, 30, 0.5, 3), hb.DelayedLinear(40, 30, 20).eval()):
+        x = torch.full((8, 0, 40), values, requires_grad=True)
+        out = layer(x)
+        assert out.shape == (8, 0, 30)
+        out.sum().backward()
+        assert x.grad.shape == x.shape
+        assert torch.equal(layer.weight.grad, torch.zeros_like(layer.weight))
+        assert torch.equal(layer.bias.grad, torch.zeros_like(layer.bias))
+        rest = hb.run(layer, x[3:], hb.run(layer, x[:3])[1])[0]
+        torch.autograd.grad(rest.sum(), layer.weight)
 
 
 def test_changed_delays_are_used_by_the_next_call() -> None:

@@ -109,7 +109,11 @@ class Cell(nn.Module):
 
     def rests_at_zero(self) -> bool:
         """Whether all tensors of :meth:`initial_state` are zeros; kernels then need no initial state."""
-        return type(self).initial_state is Cell.initial_state
+        return self._has_initial_state_of(Cell)
+
+    def _has_initial_state_of(self, kind: type["Cell"]) -> bool:
+        """Whether `kind` defines :meth:`initial_state`, not a subclass of it or this object."""
+        return getattr(self.initial_state, "__func__", None) is kind.initial_state
 
 
 class BuiltIn(Cell):

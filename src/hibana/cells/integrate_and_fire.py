@@ -61,4 +61,5 @@ class IFCell(Spiking):
         return spikes + self.initial, spikes
 
     def rests_at_zero(self) -> bool:
-        return not isinstance(self.initial, Tensor) and self.initial == 0
+        is_zero = not isinstance(self.initial, Tensor) and self.initial == 0
+        return is_zero and self._has_initial_state_of(IFCell)

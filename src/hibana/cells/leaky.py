@@ -94,7 +94,8 @@ class LIFCell(Spiking):
         return spikes + self.rest, spikes
 
     def rests_at_zero(self) -> bool:
-        return not isinstance(self.rest, Tensor) and self.rest == 0
+        is_zero = not isinstance(self.rest, Tensor) and self.rest == 0
+        return is_zero and self._has_initial_state_of(LIFCell)
 
     def _leaked(self, v: Tensor) -> Tensor:
         """The potential `v` after one step of the leak towards `rest`."""

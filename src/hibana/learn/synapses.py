@@ -11,8 +11,8 @@ from hibana.compiler.tensors import is_parametrized
 from hibana.compiler.torch_layers import role_of, spatial_dims
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime import available
+from hibana.runtime.synapses import SynapseIndex
 from hibana.spikes.layer import SMALLEST_WORK
-from hibana.spikes.sparse.connections import Connections
 from hibana.spikes.sparse.product import sums_per_synapse
 
 __all__ = ["Synapses", "is_sparse", "is_synapses"]
@@ -67,8 +67,7 @@ class Synapses:
         """
         if (stored := self.stored) is not None:
             rows = self.rows(inputs).flatten(0, 1)
-            sums = sums_per_synapse(stored.row_starts, stored.targets, rows, grad.flatten(0, -2))
-            return self.split_gradient(sums)
+            return self.split_gradient(sums_per_synapse(stored, rows, grad.flatten(0, -2)))
         grads, rows, has_bias = grad.flatten(0, -2), inputs.flatten(0, -2), self.module.bias is not None
         is_large = grads.numel() * rows.shape[1] >= SMALLEST_WORK and grads.dtype == torch.float32
         if is_large and grads.is_cpu and not available.unavailable_reason():
@@ -87,17 +86,17 @@ class Synapses:
         return role_of(self.module) == "linear"
 
     @property
-    def stored(self) -> Connections | None:
+    def stored(self) -> SynapseIndex | None:
         """The stored synapses of a sparse layer, then one synapse per bias from an input of 1; else None."""
         if not isinstance(self.module, SparseLinear):
             return None
-        synapses = self.module.connections
+        index = self.module.index
         if self.module.bias is None:
-            return synapses
-        row_starts, targets = synapses.row_starts, synapses.targets
-        outputs = torch.arange(self.module.out_features, dtype=targets.dtype, device=targets.device)
-        last = row_starts[-1:] + len(outputs)
-        return Connections(torch.cat([row_starts, last]), torch.cat([targets, outputs]))
+            return index
+        row_starts, targets = index.row_starts, index.offsets
+        outputs = torch.arange(index.outputs, dtype=targets.dtype, device=targets.device)
+        row_starts = torch.cat([row_starts, row_starts[-1:] + index.outputs])
+        return SynapseIndex(row_starts, torch.cat([targets, outputs]), index.inputs + 1, index.outputs, 0)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from hibana.learn.derivatives import Recursion
 from hibana.runtime import available
 from hibana.runtime.kernels import Code, Floats, Value, kernel
-from hibana.spikes.sparse.connections import Connections
+from hibana.runtime.synapses import SynapseIndex
 from hibana.spikes.sparse.product import sums_per_synapse
 
 __all__ = ["End", "InputTraces", "SynapseTraces"]
@@ -46,7 +46,7 @@ class InputTraces:
             traces += torch.linalg.matrix_power(transition, len(rows)) @ self.traces.flatten(1)
         self.traces = traces.view(-1, *rows.shape[1:])
 
-    def gradient(self, state_grads: Sequence[Tensor], stored: Connections | None) -> Tensor:
+    def gradient(self, state_grads: Sequence[Tensor], stored: SynapseIndex | None) -> Tensor:
         """The weights' gradient through the steps before a chunk.
 
         Args:
@@ -61,7 +61,7 @@ class InputTraces:
         grads, traces = torch.cat(list(state_grads)), self.traces.flatten(0, 1)
         if stored is None:
             return grads.T @ traces
-        return sums_per_synapse(stored.row_starts, stored.targets, traces, grads)
+        return sums_per_synapse(stored, traces, grads)
 
     def tensor(self) -> Tensor | None:
         """The traces after the last chunk; None before the first chunk."""
@@ -92,7 +92,7 @@ class SynapseTraces:
         self.pending: tuple[Tensor, list[Tensor | None]] | None = None
         """The inputs and factors of a single step, which the next pass over the traces applies."""
 
-    def advance(self, rows: Tensor, ends: Sequence[End], stored: Connections | None) -> None:
+    def advance(self, rows: Tensor, ends: Sequence[End], stored: SynapseIndex | None) -> None:
         """Updates the traces by a chunk of T steps.
 
         Args:
@@ -104,7 +104,7 @@ class SynapseTraces:
         self._update()
         if self.traces is None:
             synapses = (
-                (ends[0].input_factors.shape[2], rows.shape[2]) if stored is None else stored.targets.shape
+                (ends[0].input_factors.shape[2], rows.shape[2]) if stored is None else stored.offsets.shape
             )
             self.traces = rows.new_zeros(len(ends), rows.shape[1], *synapses)
         if stored is None and len(rows) == 1 and self._has_kernel():
@@ -113,7 +113,7 @@ class SynapseTraces:
         else:
             _advance(self.traces, rows, ends, stored)
 
-    def gradient(self, part_grads: Sequence[Tensor], stored: Connections | None) -> Tensor:
+    def gradient(self, part_grads: Sequence[Tensor], stored: SynapseIndex | None) -> Tensor:
         """The weights' gradient through the steps before a chunk.
 
         Args:
@@ -126,7 +126,7 @@ class SynapseTraces:
         assert self.traces is not None
         if stored is not None:
             parts = zip(part_grads, self.traces, strict=True)
-            return torch.stack([(grad[:, stored.targets] * part).sum(0) for grad, part in parts]).sum(0)
+            return torch.stack([(grad[:, stored.offsets] * part).sum(0) for grad, part in parts]).sum(0)
         if self._has_kernel():
             return self._run_kernel(part_grads)
         return torch.einsum("prn,prnm->nm", torch.stack(list(part_grads)), self.traces)
@@ -179,7 +179,7 @@ class SynapseTraces:
         return gradient
 
 
-def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: Connections | None) -> None:
+def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: SynapseIndex | None) -> None:
     """Updates the traces by a chunk of T steps, in place; the arguments are those of SynapseTraces.advance.
 
     `traces` is ``[parts, rows, outputs, inputs]``, or ``[parts, rows, synapses]`` with `stored` synapses.
@@ -187,7 +187,7 @@ def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: Connecti
 
     def by_synapse(factor: Tensor) -> Tensor:
         """A factor ``[rows, outputs]`` for each synapse: that of its target."""
-        return factor[..., None] if stored is None else factor[:, stored.targets]
+        return factor[..., None] if stored is None else factor[:, stored.offsets]
 
     previous, sources = list(traces), None if stored is None else stored.sources
     for i in reversed(range(len(previous))):  # the memory of a readout first, because no other part reads it
@@ -206,7 +206,7 @@ def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: Connecti
             part.baddbmm_(end.input_factors.permute(1, 2, 0), rows.transpose(0, 1))
             continue
         for inputs, factors in zip(rows, end.input_factors, strict=True):
-            part.addcmul_(inputs[:, sources], factors[:, stored.targets])
+            part.addcmul_(inputs[:, sources], factors[:, stored.offsets])
 
 
 @kernel

@@ -74,6 +74,7 @@ def simulate(
         progress: whether a progress bar is shown on the error output; None: if that is a terminal.
 
     Raises:
+        TypeError: if `neurons` is no tensor.
         ValueError: if an argument is out of range or has the wrong shape, or an output is no spike.
 
     >>> import torch, hibana as hb

@@ -11,9 +11,8 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.memory_layout import unpack_bits
 from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
-from hibana.network.lowering import in_order
 from hibana.network.native.state import pack_bits
-from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, WORDS, Program
+from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, WORDS, Program, index_parts
 from hibana.nn.layers import Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
@@ -24,8 +23,8 @@ __all__ = ["Chunk", "Simulation", "check_neurons"]
 
 LONGEST_CHUNK = 1000
 """Most steps of a chunk, whose spikes are in memory as bits."""
-INDEXED_ROWS = 1024
-"""Rows of synapses whose parts are computed at once, which bounds the memory."""
+INDEXED_ROWS = 64
+"""Fewest rows of synapses whose parts a thread computes."""
 
 
 class Chunk(NamedTuple):
@@ -109,7 +108,7 @@ class Simulation:
         size = -(-words // min(threads, words, 128))
         bounds = torch.arange(0, words + size, size, dtype=torch.int64, device="cpu").clamp(max=words)
         self.parts = len(bounds) - 1
-        self.part_of_word = torch.repeat_interleave(bounds.diff()).to(torch.uint8)
+        self.part_of_word = torch.repeat_interleave(bounds.diff()).to(torch.int32)
         self.words = -(-words // WORDS) * WORDS
         self.tensors["bounds"] = (bounds * WORD).clamp(max=self.neurons)
         self.tensors["work"] = torch.empty(self.parts * SEGMENTS * 2, dtype=torch.int64, device="cpu")
@@ -118,35 +117,33 @@ class Simulation:
         self.tensors["sums"] = torch.zeros(self.neurons, dtype=self.dtype, device="cpu")
 
     def _set_synapses(self, synapses: SparseLinear) -> None:
-        """Checks the synapses, and computes where those with each delay to each part begin.
-
-        Entry ``delay * parts + part`` of a row of the index, ``[neurons, delays * parts + 1]``, is the offset
-        in the row of the first synapse with at least this delay and part; the last entry is the row's length.
-        """
+        """Checks the synapses, and computes where those with each delay to each part begin."""
         if synapses.in_features != self.neurons or synapses.out_features != self.neurons:
             shape = f"{synapses.in_features} to {synapses.out_features}"
             raise ValueError(f"recurrent must connect {self.neurons} neurons with themselves, got {shape}")
-        self.delays = 1 + synapses.index.reach  # the index is checked
-        row_starts, targets, delays, weights = synapses.connections
-        assert weights is not None
-        if weights.shape != targets.shape:
-            raise ValueError(f"weight must have {targets.numel()} synapses, got {tuple(weights.shape)}")
+        checked, weights = synapses.index, synapses.weight
+        self.delays = 1 + checked.reach
+        if weights.shape != synapses.targets.shape:
+            raise ValueError(f"weight must have {checked.synapses} synapses, got {tuple(weights.shape)}")
         keys = self.delays * self.parts
-        index = torch.zeros(self.neurons, keys + 1, dtype=torch.int32, device="cpu")
-        for first in range(0, self.neurons, INDEXED_ROWS):
-            starts = row_starts[first : first + INDEXED_ROWS + 1]
-            rows, part = len(starts) - 1, slice(int(starts[0]), int(starts[-1]))
-            key = torch.repeat_interleave(in_order(rows) * keys, starts.diff())
-            key += self.part_of_word[targets[part] >> 6]  # a word has 64 neurons
-            if delays is not None:
-                key += delays[part].long() * self.parts
-            if bool((key.diff() < 0).any()):
-                raise ValueError(
-                    "each row of synapses must be sorted by delay, then target: use Connections.from_pairs"
-                )
-            counts = torch.bincount(key, minlength=rows * keys).view(rows, keys)
-            index[first : first + rows, 1:] = counts.cumsum(1)
-        self.tensors |= {"row_starts": row_starts, "targets": targets, "index": index}
+        index = torch.empty(self.neurons, keys + 1, dtype=torch.int32, device="cpu")
+        unsorted = torch.zeros(1, dtype=torch.int64, device="cpu")
+        places = {"row_starts": checked.row_starts, "offsets": checked.offsets}
+        sizes = {"outputs": self.neurons, "parts": self.parts, "keys": keys}
+        index_parts(
+            self.neurons,
+            INDEXED_ROWS,
+            part_of_word=self.part_of_word,
+            index=index,
+            unsorted=unsorted,
+            **places,
+            **sizes,
+        )
+        if unsorted.item():
+            raise ValueError(
+                "each row of synapses must be sorted by delay, then target: use Connections.from_pairs"
+            )
+        self.tensors |= {"row_starts": checked.row_starts, "targets": synapses.targets, "index": index}
         self.tensors["weights"] = weights.detach().contiguous()
 
     def _set_inputs(self, steps: int, inputs: Tensor | None) -> None:
@@ -191,7 +188,7 @@ class Simulation:
         fired[: self.delays] = self.fired
         rows = (self.time + steps) // self.every - self.time // self.every
         samples = torch.empty(rows, len(self.names) - 1, self.selected, dtype=self.dtype, device="cpu")
-        arrived = torch.zeros(1, dtype=torch.int64, device="cpu")
+        arrived = torch.zeros(2, dtype=torch.int64, device="cpu")
         inputs = self.tensors["inputs"]
         if inputs is not None and self.input_stride:
             inputs = inputs[self.time :]
@@ -215,9 +212,13 @@ class Simulation:
         return Chunk(steps, spike_steps[places], neurons, states)
 
 
-def check_neurons(selected: Tensor | None, neurons: int) -> None:
-    """Raises ValueError unless `selected` are ascending indices ``[selected]`` of neurons, or None."""
-    if selected is None or (selected.ndim == 1 and not selected.numel()):
+def check_neurons(selected: object, neurons: int) -> None:
+    """Raises TypeError or ValueError unless `selected` are ascending indices ``[selected]``, or None."""
+    if selected is None:
+        return
+    if not isinstance(selected, Tensor):
+        raise TypeError(f"neurons must be a tensor of indices, got {selected!r}: write torch.tensor(...)")
+    if selected.ndim == 1 and not selected.numel():
         return
     if selected.ndim != 1 or selected.is_floating_point() or not bool((selected.diff() > 0).all()):
         raise ValueError(f"neurons must be ascending indices [selected], got {selected!r}")

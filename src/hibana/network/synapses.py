@@ -12,8 +12,8 @@ from hibana.network.lowering import Activations, Lowering, in_order, times
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime.kernels import LONG, Pointer, Value
+from hibana.runtime.synapses import SynapseIndex
 from hibana.spikes.sparse import Connections
-from hibana.spikes.sparse.product import SynapseIndex
 
 __all__ = ["add_synapses", "by_output", "check_connections", "connections_of", "reordered"]
 

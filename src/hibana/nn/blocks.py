@@ -159,6 +159,9 @@ class Checkpointed(nn.Module):
     and the memory of one block instead of all blocks. Running statistics of batch normalization are updated
     once, not twice. Spikes in the input take a bit instead of a float32 each, small integers a few bits.
 
+    Inside of :func:`hibana.run` with gradients it raises ``RuntimeError``, because the state of its layers
+    would be lost: wrap a module that calls ``hibana.run`` instead.
+
     The C library decides when the freed memory returns to the system. After a while, glibc allocates large
     tensors from one heap, and the stored bits between them keep it fragmented. With
     ``MALLOC_MMAP_THRESHOLD_=1000000`` in the environment the memory of each tensor returns at once: the peak

@@ -39,11 +39,12 @@ def check(net: nn.Module, inputs: Tensor | None = None) -> "NetworkCheck":
 
     A spiking neuron whose input was NaN once never spikes again, and its output is a finite 0. Therefore the
     inputs and outputs of every layer are examined, and the states of its neurons, which are computed again
-    from rest. Three wrong axes are detected: a module of ``torch.nn`` that takes axis 1 for channels and is
-    called with ``[T, batch, ...]`` outside of :class:`hibana.EachStep`, an ``nn.Flatten`` that joins the
-    batch, and a layer over time after a linear layer whose output has two dimensions. Inputs with the batch
-    before time are not detected: compare the reported number of steps and samples. For NaN in gradients use
-    ``torch.autograd.detect_anomaly``.
+    from rest. Parameters with NaN or infinity are named even if all outputs are finite: layers that add the
+    weights of spikes do not read those of silent inputs. Three wrong axes are detected: a module of
+    ``torch.nn`` that takes axis 1 for channels and is called with ``[T, batch, ...]`` outside of
+    :class:`hibana.EachStep`, an ``nn.Flatten`` that joins the batch, and a layer over time after a linear
+    layer whose output has two dimensions. Inputs with the batch before time are not detected: compare the
+    reported number of steps and samples. For NaN in gradients use ``torch.autograd.detect_anomaly``.
 
     Args:
         net: any module that takes ``[T, batch, ...]``.
@@ -193,6 +194,8 @@ class NetworkCheck:
         bad = next((n for n, parameter in module.named_parameters() if not _is_finite(parameter)), None)
         cause = "made of finite numbers" if bad is None else f"whose {bad} holds it"
         self._check_finite(tensors, f"the output of {layer}, {cause}")
+        if bad is not None:
+            self._raise(f"{bad} of {layer} holds NaN or infinity, where no input reads it")
         has_delays = isinstance(getattr(module, "recurrent", None), Stateful)
         step = None if has_delays else getattr(module, "step", None)
         cell = step() if callable(step) else getattr(module, "cell", None)

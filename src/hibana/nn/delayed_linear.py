@@ -10,12 +10,13 @@ from hibana import cells
 from hibana.nn.delay import Delayed
 from hibana.nn.layers import GRADIENT_SCALE, Recurrent
 from hibana.nn.window import Weighted, check_sizes
+from hibana.runtime.synapses import SynapseIndex
 from hibana.spikes.bits import pack_binary
 from hibana.spikes.checks import kernels_accept, shape_error
 from hibana.spikes.convolution.causal import causal_convolution
 from hibana.spikes.linear.autograd import multiply_planes
 from hibana.spikes.provenance import Provenance, lookup
-from hibana.spikes.sparse.product import SparseProduct, SynapseIndex
+from hibana.spikes.sparse.product import SparseProduct
 
 __all__ = ["DelayedLinear", "DelayedRecurrent"]
 

@@ -11,7 +11,7 @@ from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy, is_traced_or
 from hibana.compiler.graph.sparse import TracedSparseLinear
 from hibana.nn.window import LooksBack, check_sizes
 from hibana.runtime import available
-from hibana.runtime.synapses import check_synapses
+from hibana.runtime.synapses import SynapseIndex, longest_delay
 from hibana.spikes.bits import pack_binary
 from hibana.spikes.checks import is_constant_over_time, kernels_accept
 from hibana.spikes.layer import (
@@ -22,7 +22,6 @@ from hibana.spikes.layer import (
 from hibana.spikes.linear.autograd import multiply_planes
 from hibana.spikes.provenance import lookup
 from hibana.spikes.sparse import Connections, autograd, product
-from hibana.spikes.sparse.product import SynapseIndex
 from hibana.spikes.sparse.read import read_connections
 
 __all__ = ["DelayedSparseLinear", "SparseLinear"]
@@ -50,6 +49,12 @@ class SparseLinear(SpikeLayer):
     With `delays`, the input is ``[T, batch, in_features]``, the layer becomes a
     ``DelayedSparseLinear``, and its state in :func:`hibana.run` is the last steps of the input, as
     many as the longest delay.
+
+    Each call reads `row_starts`, `targets` and `delays` once: every change of them counts from the next call
+    on, also one written through ``.data`` or ``.numpy()``. A backward uses the synapses of its forward.
+    ``load_state_dict`` accepts another number of synapses. It changes the shape of the same parameter
+    `weight`, which optimizers keep. Delete earlier losses (``del loss``) first: while one exists, each
+    backward raises "invalid gradient".
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever possible) ``"events"``. With events a second
     derivative raises ``RuntimeError``: set ``mode = "dense"`` to compute it.
@@ -102,12 +107,12 @@ class SparseLinear(SpikeLayer):
         device = torch.get_default_device()
         with torch.device("cpu"):
             synapses = read_connections(connectivity, (in_features, out_features), delays)
-        check_synapses(synapses.row_starts, synapses.targets, synapses.size, out_features)
+        SynapseIndex.check(synapses.row_starts, synapses.targets, None, in_features, out_features)
         for name in ("row_starts", "targets", "delays"):
             buffer = getattr(synapses, name)
             self.register_buffer(name, None if buffer is None else buffer.to(device))
         if synapses.delays is not None:
-            self._longest_delay = product.longest_delay(synapses.delays)
+            self._longest_delay = longest_delay(synapses.delays)
             self._set_class()
         weights, dtype = synapses.weights, torch.get_default_dtype()
         if weights is None:
@@ -157,7 +162,7 @@ class SparseLinear(SpikeLayer):
             return 0
         has_numbers = type(self.delays) is Tensor and not self.delays.is_meta
         if has_numbers and not torch.compiler.is_compiling():
-            self._longest_delay = product.longest_delay(self.delays)
+            self._longest_delay = longest_delay(self.delays)
         return self._longest_delay
 
     @property
@@ -213,25 +218,27 @@ class SparseLinear(SpikeLayer):
         steps = (input if history is None else torch.cat([history, input])).to(dtype)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         skip = 0 if history is None else len(history)
-        synapses = Connections(self.row_starts, self.targets, self.delays, weight)
         if is_traced_or_transformed(steps) or steps.is_meta or type(weight) not in (Tensor, nn.Parameter):
             if not torch.compiler.is_compiling():  # torch's scan refuses changes of attributes
                 self._reason = f"dense: {UNSUPPORTED}"
+            synapses = Connections(self.row_starts, self.targets, self.delays, weight)
             out = autograd.multiply_traced(steps, synapses, self.out_features, self.reach, skip)
         else:
-            sums = self._sums_of_spikes(steps, weight, bias, skip)
+            index = self.index
+            sums = self._sums_of_spikes(steps, weight, bias, index, skip)
             if sums is not None:
                 return sums.to(input.dtype)
-            out = autograd.multiply_numbers(steps, synapses, self.out_features, skip)
+            out = autograd.multiply_numbers(steps, weight, index, skip)
         return (out if bias is None else out + bias).to(input.dtype)
 
-    def _sums_of_spikes(self, steps: Tensor, weight: Tensor, bias: Tensor | None, skip: int) -> Tensor | None:
+    def _sums_of_spikes(
+        self, steps: Tensor, weight: Tensor, bias: Tensor | None, index: SynapseIndex, skip: int
+    ) -> Tensor | None:
         """The sums, one row of synapses per spike; None if torch must or should compute them.
 
         `steps` are the input; the first `skip` of them get no output.
         """
         check_mode(self.mode)
-        index = self.index  # also checks the indices for the other products
         if self.mode == "dense" or not kernels_accept(steps, weight, bias):
             reason = available.unavailable_reason() or UNSUPPORTED
             self._reason = f"dense: {'asked for' if self.mode == 'dense' else reason}"

@@ -3,7 +3,8 @@
 By default, threads of OpenMP spin for milliseconds. If another process is busy, they thereby occupy the
 processor that the awaited thread needs. GNU's OpenMP reads the limit when torch loads it, so this module must
 be imported before torch. The OpenMP libraries of LLVM and Intel, in torch for macOS and Windows, do not read
-the limit. A program that imports hibana keeps the default.
+the limit. A program that imports hibana keeps the default: GNU's OpenMP has no function that sets the limit
+after it was loaded (*Training: Threads* describes the variable).
 """
 
 import os

@@ -16,7 +16,7 @@ from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, Variant
 from hibana.runtime.kernels import bind_kernel
-from hibana.runtime.synapses import check_synapses
+from hibana.runtime.synapses import SynapseIndex
 
 TILE_BYTES = 256 << 10
 """Maximum bytes of rows of a tile, the samples that a thread works on at a time: a part of L2."""
@@ -43,14 +43,14 @@ class SampleKernels(CpuKernels):
         _, source = self._kernel(direction, variant)
         for i, matrix in enumerate(matrices[: self.step.matrices]):
             if i in self.step.sparse:
-                row_starts, targets = self.step.index_of(matrices, i)
-                if row_starts.numel() != shape[-1] + 1:
-                    raise ValueError(
-                        f"row_starts must have {shape[-1] + 1} numbers, got {row_starts.numel()}"
-                    )
-                check_synapses(row_starts, targets, matrix.numel(), shape[-1])
+                index = SynapseIndex.check(*self.step.index_of(matrices, i), None, shape[-1], shape[-1])
+                if matrix.shape != index.offsets.shape or matrix.device != index.offsets.device:
+                    weights = f"{tuple(matrix.shape)} on {matrix.device}"
+                    synapses = f"{index.synapses} synapses on {index.offsets.device}"
+                    raise ValueError(f"weights must have one number for each of {synapses}, got {weights}")
                 names = f"m{2 * i}_at", f"m{2 * i}_starts", f"m{2 * i}_targets"
-                arguments |= dict(zip(names, (matrix.contiguous(), row_starts, targets), strict=True))
+                places = matrix.contiguous(), index.row_starts, index.offsets
+                arguments |= dict(zip(names, places, strict=True))
                 continue
             for name, is_transposed in ((f"m{2 * i}_at", False), (f"m{2 * i + 1}_at", True)):
                 if name in source.arguments:

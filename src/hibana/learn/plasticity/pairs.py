@@ -144,8 +144,8 @@ def pair_sums(linear: nn.Linear | SparseLinear) -> Callable[[Tensor, Tensor], Te
     The sums have the shape of the weight: ``[outputs, inputs]``, or ``[synapses]`` of a sparse layer.
     """
     if isinstance(linear, SparseLinear):
-        row_starts, targets = linear.row_starts, linear.targets
-        return lambda outputs, inputs: sums_per_synapse(row_starts, targets, inputs, outputs)
+        index = linear.index
+        return lambda outputs, inputs: sums_per_synapse(index, inputs, outputs)
     return lambda outputs, inputs: outputs.T @ inputs
 
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.compiler.derivatives import without_autocast
+from hibana.runtime.synapses import SynapseIndex
 from hibana.spikes.checks import kernels_accept
 from hibana.spikes.sparse import Connections, product
-from hibana.spikes.sparse.product import SynapseIndex
 
 __all__ = ["multiply_numbers", "multiply_traced"]
 
@@ -21,8 +21,8 @@ with warnings.catch_warnings():
 
 def multiply_numbers(
     input: Tensor,  # noqa: A002
-    synapses: Connections,
-    outputs: int,
+    weight: Tensor,
+    index: SynapseIndex,
     skip: int = 0,
 ) -> Tensor:
     """The sums over all synapses of an input of any numbers, without bias, with all derivatives.
@@ -31,21 +31,22 @@ def multiply_numbers(
 
     Args:
         input: ``[..., inputs]``; with delays, ``[steps, sequences, inputs]``.
-        synapses: their weights have the dtype of `input`.
-        outputs: number of outputs.
+        weight: ``[synapses]``, in the dtype of `input`.
+        index: the synapses.
         skip: number of first steps whose output is not computed.
     """
-    row_starts, targets, delays, weight = synapses
-    assert weight is not None
-    if delays is None:
-        rows = input.reshape(-1, input.shape[-1])
-        return _multiply(0, rows, weight, row_starts, targets, outputs).view(*input.shape[:-1], outputs)
+    inputs, outputs = index.inputs, index.outputs
+    if not index.reach:
+        out = _multiply(0, input.reshape(-1, inputs), weight, index).view(*input.shape[:-1], outputs)
+        return out[skip:]
     out = input.new_zeros(*input.shape[:-1], outputs)
+    delays, targets = index.offsets // outputs, index.offsets % outputs
     for delay in delays.bincount().nonzero()[:, 0].tolist():  # the synapses of one delay at a time
         indices = (delays == delay).nonzero()[:, 0]
-        starts = torch.searchsorted(indices, row_starts)
+        starts = torch.searchsorted(indices, index.row_starts)
+        part = SynapseIndex(starts, targets[indices], inputs, outputs, 0)
         earlier = input[: max(0, len(input) - delay)]
-        sums = _multiply(0, earlier.flatten(0, 1), weight[indices], starts, targets[indices], outputs)
+        sums = _multiply(0, earlier.flatten(0, 1), weight[indices], part)
         out = out + functional.pad(
             sums.view(*earlier.shape[:2], outputs), (0, 0, 0, 0, len(input) - len(earlier), 0)
         )
@@ -80,13 +81,11 @@ def multiply_traced(
     )
 
 
-def _multiply(
-    kind: int, one: Tensor, two: Tensor, row_starts: Tensor, targets: Tensor, outputs: int
-) -> Tensor:
+def _multiply(kind: int, one: Tensor, two: Tensor, index: SynapseIndex) -> Tensor:
     """A product of two of the three tensors of synapses without delays: see :class:`_Bilinear`."""
     apply: Any = _Bilinear.apply  # untyped in torch
     with without_autocast():
-        out: Tensor = apply(kind, one, two, row_starts, targets, outputs)
+        out: Tensor = apply(kind, one, two, index)
     return out
 
 
@@ -99,29 +98,26 @@ class _Bilinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, kind: int, one: Tensor, two: Tensor, row_starts: Tensor, targets: Tensor, outputs: int
-    ) -> Tensor:
+    def forward(ctx: Any, kind: int, one: Tensor, two: Tensor, index: SynapseIndex) -> Tensor:
         """Returns the product of `one` and `two`."""
-        ctx.save_for_backward(one, two, row_starts, targets)
-        ctx.kind, ctx.outputs = kind, outputs
+        ctx.save_for_backward(one, two)
+        ctx.kind, ctx.index = kind, index
         one, two = one.detach(), two.detach()
         if kind == 2:
-            return product.sums_per_synapse(row_starts, targets, one, two)
+            return product.sums_per_synapse(index, one, two)
         if kernels_accept(one, two):
-            index = SynapseIndex(row_starts, targets, row_starts.numel() - 1, outputs, 0)
             return product.multiply_numbers(index, two, one.contiguous(), transposed=kind == 1)
-        matrix = product.sparse_matrix(row_starts, targets, two, outputs)
+        matrix = product.sparse_matrix(index, two)
         return one @ (matrix if kind == 0 else matrix.t())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         """The gradients of `one` and `two`; None for all other arguments."""
-        one, two, row_starts, targets = ctx.saved_tensors
+        one, two = ctx.saved_tensors
         for_one = ((1, grad, two), (0, grad, two), (1, two, grad))[ctx.kind]
         for_two = ((2, one, grad), (2, grad, one), (0, one, grad))[ctx.kind]
         to_one, to_two = (
-            _multiply(kind, a, b, row_starts, targets, ctx.outputs) if is_needed else None
+            _multiply(kind, a, b, ctx.index) if is_needed else None
             for (kind, a, b), is_needed in zip((for_one, for_two), ctx.needs_input_grad[1:3], strict=True)
         )
-        return None, to_one, to_two, None, None, None
+        return None, to_one, to_two, None

@@ -84,6 +84,8 @@ class Rule:
         weight = self.options.get("weight")
         if not isinstance(weight, float | int | Distribution | None):
             raise TypeError(f"weight must be a number, a distribution or None, got {type(weight).__name__}")
+        if isinstance(weight, float) and not math.isfinite(weight):
+            raise ValueError(f"weight must be finite, got {weight}")
 
     def connections(self, in_features: int, out_features: int) -> Connections:
         """The synapses between `in_features` source neurons and `out_features` target neurons."""
@@ -325,7 +327,7 @@ def _neurons(name: str, neurons: range | slice | None, size: int) -> range:
 
 def _check_count(name: str, count: int) -> None:
     """Raises a ValueError if `count` is not a whole number from 0."""
-    if not (isinstance(count, int) and count >= 0):
+    if isinstance(count, bool) or not (isinstance(count, int) and count >= 0):
         raise ValueError(f"{name} must be a whole number from 0, got {count!r}")
 
 

@@ -1,27 +1,20 @@
 """Products of sparse synapses: with spikes, forward and backward, and with any numbers."""
 
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hibana.runtime.synapses import check_synapses, remember
+from hibana.runtime.synapses import SynapseIndex
 from hibana.spikes import select
 from hibana.spikes.bits import Planes, pack_bits
 from hibana.spikes.linear.autograd import Gradients, Product
 from hibana.spikes.linear.product import GradientMask
 from hibana.spikes.simd.lists import WORD
 from hibana.spikes.simd.rows import panel
-from hibana.spikes.sparse import Connections, kernels
+from hibana.spikes.sparse import kernels
 
-__all__ = [
-    "SparseProduct",
-    "SynapseIndex",
-    "longest_delay",
-    "multiply_numbers",
-    "sparse_matrix",
-    "sums_per_synapse",
-]
+__all__ = ["SparseProduct", "multiply_numbers", "sparse_matrix", "sums_per_synapse"]
 
 MASKED_UP_TO = 0.1
 """Density of a surrogate's mask up to which the input gradient is computed only where the mask is set.
@@ -32,65 +25,6 @@ PART_SYNAPSES = 1 << 17
 """Synapses of a part of the weight gradient: their offsets and sums fill a 1 MiB L2 cache."""
 GRAIN = 8
 """Fewest rows of an input without delays that a thread computes."""
-
-
-class SynapseIndex(NamedTuple):
-    """The synapses of a layer, checked: kernels read and write memory at these indices."""
-
-    row_starts: Tensor
-    """Index of the first synapse of each source neuron, then the number of all: ``[inputs + 1]``, int64."""
-    offsets: Tensor
-    """``delay * outputs + target`` of each synapse, ``[synapses]``, int32."""
-    inputs: int
-    outputs: int
-    reach: int
-    """The longest delay in steps."""
-
-    @classmethod
-    def check(
-        cls, row_starts: Tensor, targets: Tensor, delays: Tensor | None, inputs: int, outputs: int
-    ) -> Self:
-        """The index of synapses from `inputs` to `outputs` neurons, as stored in :class:`Connections`.
-
-        Raises:
-            ValueError: if a tensor has a wrong dtype or shape, or an index is out of range.
-        """
-        count = targets.numel()
-        check_synapses(row_starts, targets, count, outputs, targets.device)
-        if row_starts.shape != (inputs + 1,):
-            raise ValueError(
-                f"row_starts must have {inputs + 1} numbers, got shape {tuple(row_starts.shape)}"
-            )
-        if delays is not None and (delays.dtype != torch.uint8 or delays.shape != targets.shape):
-            kind = f"{delays.dtype} of shape {tuple(delays.shape)}"
-            raise ValueError(f"delays must be torch.uint8 of shape ({count},), got {kind}")
-        reach = 0 if delays is None else longest_delay(delays)
-        if (reach + 1) * outputs >= 1 << 31:
-            raise ValueError(
-                f"out_features * (longest delay + 1) must be below 2^31, got {outputs} * {reach + 1}"
-            )
-        offsets = targets if delays is None else remember(_offsets, targets, delays, outputs)
-        return cls(row_starts, offsets, inputs, outputs, reach)
-
-    @property
-    def synapses(self) -> int:
-        """The number of synapses."""
-        return self.offsets.numel()
-
-
-def _offsets(targets: Tensor, delays: Tensor, outputs: int) -> Tensor:
-    """``delay * outputs + target`` of each synapse, int32."""
-    return torch.add(targets, delays, alpha=outputs)
-
-
-def longest_delay(delays: Tensor) -> int:
-    """The longest of `delays` in steps, remembered until these change; 0 without synapses."""
-    return remember(_maximum, delays)
-
-
-def _maximum(delays: Tensor) -> int:
-    """The largest number of `delays`; 0 without numbers."""
-    return int(delays.max()) if delays.numel() else 0
 
 
 class SparseProduct(Product):
@@ -112,12 +46,6 @@ class SparseProduct(Product):
         self.index, self.skip = index, skip
         self.steps = shape[0] if index.reach else 1
         self.sequences = rows // self.steps
-        self.versions = self._versions()
-
-    def _versions(self) -> list[int]:
-        """The version counters of the index; a tensor of the inference mode has none."""
-        tensors = self.index.row_starts, self.index.offsets
-        return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
     def _arguments(self, bits: Tensor) -> dict[str, Any]:
         """The arguments that all kernels of spikes take: `bits` ``[rows, words]``, synapses and sizes.
@@ -125,29 +53,23 @@ class SparseProduct(Product):
         Raises:
             ValueError: if `bits` have another shape.
         """
-        row_starts, offsets, inputs, outputs, reach = self.index
-        shape = self.steps * self.sequences, -(-inputs // WORD)
+        index = self.index
+        shape = self.steps * self.sequences, -(-index.inputs // WORD)
         if bits.shape != shape or not bits.is_contiguous():
             raise ValueError(f"bits must be {list(shape)} and contiguous, got {list(bits.shape)}")
-        sizes = {"steps": self.steps, "sequences": self.sequences, "reach": reach}
-        sizes |= {"inputs": inputs, "outputs": outputs}
-        return {"bits": bits, "row_starts": row_starts, "offsets": offsets, "row": panel(1), **sizes}
+        sizes = {"steps": self.steps, "sequences": self.sequences, "reach": index.reach}
+        sizes |= {"inputs": index.inputs, "outputs": index.outputs}
+        places = {"row_starts": index.row_starts, "offsets": index.offsets}
+        return {"bits": bits, "row": panel(1), **places, **sizes}
 
     def gradient_rows(self, gradient: Tensor) -> Tensor:
-        """The output `gradient`, ``[sequences, steps + reach, outputs]``, with zeros at steps without output.
-
-        Raises:
-            RuntimeError: if the synapses changed after the forward.
-        """
-        if self.versions != self._versions():
-            raise RuntimeError(
-                "row_starts and targets were modified by an inplace operation after the forward"
-            )
-        rows = super().gradient_rows(gradient)
+        """The output `gradient`, ``[sequences, steps + reach, outputs]``; zeros at steps without output."""
+        rows, outputs = super().gradient_rows(gradient), self.index.outputs
         if not self.index.reach:
             return rows[:, None]
-        padded = rows.new_zeros(self.sequences, self.steps + self.index.reach, self.index.outputs)
-        padded[:, self.skip : self.steps] = rows.view(-1, self.sequences, self.index.outputs).transpose(0, 1)
+        padded = rows.new_zeros(self.sequences, self.steps + self.index.reach, outputs)
+        by_step = rows.view(self.steps - self.skip, self.sequences, outputs)
+        padded[:, self.skip : self.steps] = by_step.transpose(0, 1)
         return padded
 
     def forward(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -221,10 +143,10 @@ def multiply_numbers(index: SynapseIndex, weight: Tensor, source: Tensor, *, tra
     """
     weight, rows = _contiguous("weight", weight, index.synapses), source.shape[0]
     if transposed:
-        row_starts, places, outputs, inputs, _ = index
+        row_starts, places, inputs, outputs = index.row_starts, index.offsets, index.outputs, index.inputs
     else:
         inputs, outputs = index.inputs, index.outputs
-        row_starts, places, order = remember(_by_target, index.row_starts, index.offsets, outputs)
+        row_starts, places, order = index.by_target
         weight = weight[order]
     out = torch.empty(rows, outputs, dtype=torch.float32, device="cpu")
     kernels.multiply_numbers(
@@ -241,34 +163,21 @@ def multiply_numbers(index: SynapseIndex, weight: Tensor, source: Tensor, *, tra
     return out
 
 
-def _by_target(row_starts: Tensor, targets: Tensor, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The synapses in order of targets, then sources: the first of each target, their sources and indices."""
-    synapses, shape = Connections(row_starts, targets), (outputs, row_starts.numel() - 1)
-    index = torch.arange(synapses.size, dtype=torch.int64, device="cpu")
-    row_starts, sources, _, order = Connections.from_pairs(targets, synapses.sources, shape, None, index)
-    assert order is not None
-    return row_starts, sources, order
-
-
-def sums_per_synapse(row_starts: Tensor, targets: Tensor, source: Tensor, gradient: Tensor) -> Tensor:
+def sums_per_synapse(index: SynapseIndex, source: Tensor, gradient: Tensor) -> Tensor:
     """The weight gradient ``[synapses]`` of synapses without delays, by torch.
 
     `source` is the input ``[rows, inputs]``, and `gradient` that of the output, ``[rows, outputs]``.
     """
-    if targets.numel() > source.shape[1] * gradient.shape[1]:  # some twice: torch refuses such a matrix
-        sources = torch.repeat_interleave(row_starts.diff())
-        return (source.T @ gradient)[sources, targets]
-    zeros = gradient.new_zeros(targets.numel())
-    matrix = sparse_matrix(row_starts, targets, zeros, gradient.shape[1])
+    if index.synapses > index.inputs * index.outputs:  # some twice: torch refuses such a matrix
+        return (source.T @ gradient)[index.sources, index.offsets]
+    matrix = sparse_matrix(index, gradient.new_zeros(index.synapses))
     sums: Tensor = torch.sparse.sampled_addmm(matrix, source.T, gradient, beta=0.0)
     return sums.values()
 
 
-def sparse_matrix(row_starts: Tensor, targets: Tensor, weight: Tensor, outputs: int) -> Tensor:
+def sparse_matrix(index: SynapseIndex, weight: Tensor) -> Tensor:
     """The matrix ``[inputs, outputs]`` of synapses without delays, in torch's CSR layout."""
-    is_large = targets.numel() >= 1 << 31
-    dtype = torch.promote_types(row_starts.dtype if is_large else torch.int32, targets.dtype)
-    shape = row_starts.numel() - 1, outputs
-    return torch.sparse_csr_tensor(
-        row_starts.to(dtype), targets.to(dtype), weight, shape, check_invariants=False
-    )
+    dtype = torch.int64 if index.synapses >= 1 << 31 else torch.int32
+    places = index.row_starts.to(dtype), index.offsets.to(dtype)
+    shape = index.inputs, index.outputs
+    return torch.sparse_csr_tensor(*places, weight, shape, check_invariants=False)
