@@ -170,7 +170,7 @@ def test_one_call_shows_shapes_densities_and_what_ran():
     assert cells["2.module"][2] == "[12, 8]"
     spikes = net[:2](x).mean()
     assert cells["1"][4] == f"100% -> {spikes:.0%}"
-    assert cells["5"][-1] == "dense: torch is faster at these sizes at any density"
+    assert cells["5"][-1] == "dense: looking for spikes does not pay at these sizes"
     assert torch.equal(net[2].module.running_mean, training)
     assert not any(module._forward_hooks for module in net.modules())
 

@@ -1,7 +1,6 @@
 """Which products are computed per spike: by the rule, and by times that ``hb.tune`` measured."""
 
 import os
-import re
 import subprocess
 import sys
 
@@ -10,12 +9,13 @@ import torch
 from torch import nn
 
 import hibana as hb
+from hibana.spikes import costs, select
 from hibana.spikes import layer as shared_layer
-from hibana.spikes import select
 from hibana.spikes.bits import sampled_density
 from hibana.spikes.convolution import causal as of_windows
 from hibana.spikes.convolution import layer as convolution_layer
 from hibana.spikes.linear import layer as linear_layer
+from hibana.spikes.linear.autograd import linear_key
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def times(monkeypatch):
     """Replaces measured times: candidates take these seconds at any size; torch takes 1."""
     seconds = {"forward": 0.1, "weights": 0.1, "input": 0.1, "scan": 0.0}
 
-    def fake_times(key, calls):
+    def fake_times(key, density, calls):
         for call in calls():
             call()
         if key.product.endswith("input"):
@@ -112,6 +112,8 @@ def test_packed_bits_are_not_used_if_the_dense_product_is_faster(times, learning
 
 
 def test_no_bits_are_packed_if_a_sample_is_too_dense(monkeypatch):
+    monkeypatch.setattr(select, "is_promising", lambda key, learning: True)
+    monkeypatch.setattr(select, "estimate", lambda *_: _costs(dense=1e-3, added=2e-3))
     monkeypatch.setattr(shared_layer, "pack_multiples", lambda rows: pytest.fail("the bits were packed"))
     for layer, shape in ((hb.Linear(512, 256), (256, 512)), (hb.Conv2d(64, 64, 3), (8, 64, 16, 16))):
         spikes = (torch.rand(shape) < 0.9).float()
@@ -126,49 +128,108 @@ def test_a_sample_of_the_density_covers_all_columns(columns):
     assert sampled_density(rows) == pytest.approx(1 - 64 / columns, abs=0.05)
 
 
+def _costs(dense, added):
+    """Costs of torch's products, and of products per spike if all inputs spike, in seconds."""
+    per_spike = costs.PerSpike(0.0, 0.0, added, float("inf"))
+    return costs.Costs(per_spike, dense, per_spike, dense, per_spike, 0.0, 0.0)
+
+
+@pytest.fixture(params=[0.0155, 0.011], ids=["half-width", "full-width"])
+def processor(request, monkeypatch):
+    """A processor with half-width or full-width vector units, and the caches of an AMD EPYC."""
+    monkeypatch.setattr(costs, "_caches", lambda: (1 << 20, 32 << 20))
+    linear = 0.020 if request.param == 0.0155 else request.param
+    monkeypatch.setattr(costs, "_multiply_add", lambda by_mkl: linear if by_mkl else request.param)
+    for function in (costs.estimate, select._is_promising):
+        function.cache_clear()
+    yield "half" if request.param == 0.0155 else "full"
+    for function in (costs.estimate, select._is_promising):
+        function.cache_clear()
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("learning", [False, True])
 @pytest.mark.parametrize(
-    ("layer", "shape", "by_spikes"),
+    ("layer", "shape"),
     [
-        (lambda: hb.Linear(1024, 512), (128, 1024), True),
-        (lambda: hb.Linear(1024, 512), (24, 1024), False),
-        (lambda: hb.Conv2d(16, 8, 3, padding=1), (16, 16, 32, 32), False),
-        (lambda: hb.Conv2d(16, 32, 3, padding=1), (16, 16, 32, 32), True),
-        (lambda: hb.Conv2d(512, 512, 3, padding=1), (2, 512, 4, 4), False),
-        (lambda: hb.Window(512, 512, 3), (16, 2, 512), False),
-        (lambda: hb.Window(128, 128, 5), (50, 16, 128), True),
-        (lambda: hb.Window(512, 8, 5), (100, 16, 512), False),
-        (lambda: hb.Linear(512, 32), (2048, 512), True),
-        (lambda: hb.Conv2d(2, 64, 3, padding=1), (16, 2, 32, 32), False),
-        (lambda: hb.Conv2d(8, 64, 3, padding=1), (16, 8, 32, 32), True),
+        (lambda: hb.Linear(784, 512), (64, 784)),
+        (lambda: hb.Linear(1024, 512), (24, 1024)),
+        (lambda: hb.Conv2d(16, 8, 3, padding=1), (16, 16, 32, 32)),
+        (lambda: hb.Conv2d(512, 512, 3, padding=1), (1, 512, 4, 4)),
+        (lambda: hb.Window(512, 512, 3), (16, 2, 512)),
+        (lambda: hb.Window(512, 8, 5), (100, 16, 512)),
+        (lambda: hb.Conv2d(2, 64, 3, padding=1), (16, 2, 32, 32)),
     ],
 )
-def test_products_of_few_rows_inputs_or_outputs_are_dense(layer, shape, by_spikes, learning):
+def test_inputs_of_products_that_torch_computes_soon_are_not_sampled(
+    processor, two_threads, layer, shape, learning, monkeypatch
+):
     """At any density; only mode="events" computes them per spike."""
-    torch.manual_seed(0)
+    monkeypatch.setattr(shared_layer, "sampled_density", lambda *_: pytest.fail("it was sampled"))
     layer = layer().requires_grad_(learning)
     spikes = (torch.rand(shape) < 0.1).float()
     layer(spikes)
-    assert re.match("events: " if by_spikes else "dense: (9|10|11)% of the input spiked", layer.explain())
-    layer(torch.zeros(shape))
-    assert layer.explain().startswith("events: " if by_spikes else "dense: 0% of the input spiked")
+    assert layer.explain() == "dense: looking for spikes does not pay at these sizes"
+    monkeypatch.undo()
     layer.mode = "events"
     layer(spikes)
     assert layer.explain().startswith("events: ")
 
 
-@pytest.mark.parametrize("density", [0.04, 0.16])
-def test_products_of_few_outputs_are_by_spikes_up_to_a_lower_density(density):
-    layer = hb.Linear(512, 20)
-    layer((torch.rand(2048, 512) < density).float())
-    assert layer.explain().startswith("events: " if density < 0.075 else "dense: ")
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("density", [0.02, 0.1])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: hb.Linear(784, 512), (2048, 784)),
+        (lambda: hb.Conv2d(64, 64, 3, padding=1), (32, 64, 16, 16)),
+        (lambda: hb.Window(256, 256, 5), (50, 32, 256)),
+    ],
+)
+def test_few_spikes_of_large_products_are_added_one_by_one(
+    processor, two_threads, layer, shape, density, learning
+):
+    layer = layer().requires_grad_(learning)
+    layer((torch.rand(shape) < density).float())
+    assert layer.explain().startswith("events: ")
+    assert "densely" not in layer.explain()
+
+
+@pytest.mark.parametrize("shape", [(64, 128, 128), (64, 784, 512), (2048, 784, 512), (4096, 1024, 1024)])
+def test_faster_dense_products_are_chosen_more_often(shape, monkeypatch):
+    """The same for more threads: a thread that computes per spike needs as long, and calls are no faster."""
+    rows, inputs, outputs = shape
+    key = linear_key(rows * inputs, inputs, outputs)._replace(learning=True)
+    chosen = []
+    for nanoseconds in (0.04, 0.02, 0.01, 0.005, 0.001):
+        monkeypatch.setattr(costs, "_multiply_add", lambda by_mkl, ns=nanoseconds: ns)
+        costs.estimate.cache_clear()
+        choices = [select._estimated(key, ones, 2) for ones in (0.0, 0.1, 0.3, 1.0)]
+        chosen.append(sum(bool(each.forward) + bool(each.weights) for each in choices))
+    costs.estimate.cache_clear()
+    assert chosen == sorted(chosen, reverse=True)
+    assert chosen[-1] == 0
+
+
+def test_high_densities_are_added_by_tables_where_dense_products_are_slow(processor, two_threads):
+    """With full-width units a table takes about as long as torch, which then computes the product."""
+    layer = hb.Conv2d(64, 64, 3, padding=1)
+    layer((torch.rand(32, 64, 16, 16) < 0.9).float())
+    assert layer.explain().startswith("events: " if processor == "half" else "dense: ")
 
 
 def test_no_density_is_sampled_for_small_products(monkeypatch):
     monkeypatch.setattr(shared_layer, "sampled_density", lambda *_: pytest.fail("it was looked at"))
     layer = hb.Linear(128, 70)
     layer((torch.rand(30, 128) < 0.1).float())
-    assert layer.explain() == "dense: torch is faster at these sizes at any density"
+    assert layer.explain() == "dense: looking for spikes does not pay at these sizes"
 
 
 def test_small_calls_use_parametrized_and_missing_parameters():
@@ -176,7 +237,7 @@ def test_small_calls_use_parametrized_and_missing_parameters():
     x = torch.rand(2, 8)
     for layer in (parametrized, hb.Linear(8, 4, bias=False), hb.Linear(8, 4)):
         torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-        assert layer.explain() == "dense: torch is faster at these sizes at any density"
+        assert layer.explain() == "dense: looking for spikes does not pay at these sizes"
 
 
 @pytest.mark.cover(2)
@@ -239,6 +300,7 @@ def test_changed_sizes_of_a_small_convolution_are_used():
 def tuned(monkeypatch):
     """An empty table of tuned times, which is used."""
     monkeypatch.setattr(select, "_TUNED", {})
+    monkeypatch.setattr(select, "_TUNED_SIZES", set())
     torch.use_deterministic_algorithms(False)  # tests enable them by default
     return select._TUNED
 

@@ -116,8 +116,8 @@ def test_the_report_shows_ratios_targets_and_missing_timings(tmp_path: Path):
 @pytest.mark.parametrize(
     ("module", "job", "passes", "densities"),
     [
-        ("cells", "cells/linear-64x16", {"inference", "training"}, {0.02, 1.0}),
-        ("cells", "cells/convolution-64x16", {"inference", "training"}, {0.02, 1.0}),
+        ("cells", "cells/fitted/linear-1x128-128", {"inference", "training"}, {0.02, 1.0}),
+        ("cells", "cells/fitted/conv-4x16-16-3x3x28x28s1p1", {"inference", "training"}, {0.02, 1.0}),
         ("grid", "grid/linear/64", {"forward", "training"}, {0.01, 1.0}),
     ],
 )

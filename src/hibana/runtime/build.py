@@ -170,6 +170,18 @@ def is_amd() -> bool:
     return bool(llvm.get_host_cpu_name().startswith("znver"))
 
 
+@cache
+def multiplies_full_vectors() -> bool:
+    """Whether a core multiplies two vectors of 16 float32 numbers per cycle: AVX-512, except on AMD's Zen 4.
+
+    The units of Zen 4 are half as wide. So are, in effect, those of Intel's AVX-512 cores with a single unit,
+    which no feature tells apart.
+    """
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get("avx512f")) and llvm.get_host_cpu_name() != "znver4"
+
+
 def cache_folder() -> Path | None:
     """The folder of compiled kernels: ``HIBANA_CACHE``, or the user's cache folder; None if off.
 

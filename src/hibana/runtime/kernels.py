@@ -5,7 +5,15 @@ caches object code on disk, `threads` runs it on torch's threads, and `launcher`
 first kernel that is compiled loads LLVM.
 """
 
-from hibana.runtime.build import COMPILING, Kernel, assemble, compresses, is_amd, toolchain_folder
+from hibana.runtime.build import (
+    COMPILING,
+    Kernel,
+    assemble,
+    compresses,
+    is_amd,
+    multiplies_full_vectors,
+    toolchain_folder,
+)
 from hibana.runtime.code import Code, Variable
 from hibana.runtime.functions import Function, external_function, function, source
 from hibana.runtime.launcher import Launcher, address_of, kernel

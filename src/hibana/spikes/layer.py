@@ -20,9 +20,9 @@ __all__ += ["pack_input"]
 Mode = Literal["auto", "dense", "events"]
 
 SMALLEST_WORK = 12_000_000
-"""Multiplications below which torch always computes a product: packing bits alone would take longer."""
+"""Multiplications below which torch always computes a product: estimates would take as long."""
 
-SMALL_PRODUCT_REASON = "torch is faster at these sizes at any density"
+SMALL_PRODUCT_REASON = "looking for spikes does not pay at these sizes"
 SMALL_PRODUCT = f"dense: {SMALL_PRODUCT_REASON}"
 """The ``explain`` text of a layer whose product is below :data:`SMALLEST_WORK`. It is written to the layer's
 ``__dict__``, since ``Module.__setattr__`` takes a microsecond, which is measurable for such a product."""
@@ -85,11 +85,13 @@ def pack_input(numbers: Tensor, rows: Callable[[], Tensor], key: select.Key, aut
         key: kind and sizes of the product, without density and number of bit planes.
         auto: whether a high density makes the product dense; if False, the input is always packed.
     """
+    if auto and not select.is_promising(key._replace(learning=False), key.learning):
+        return SMALL_PRODUCT_REASON
     filled = numbers if fills_memory(numbers) else rows()
     density = sampled_density(filled)
     if density is not None:
         if auto and not select.is_tuning():
-            choice = select.choose(key._replace(density=select.density_bucket(density)), density)
+            choice = select.choose(key, density)
             if not choice.any:
                 return choice.dense_reason(density)
         planes = pack_multiples(rows())

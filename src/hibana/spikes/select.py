@@ -1,67 +1,30 @@
 """Decides which products of a layer are computed per spike and which by torch.
 
-The rule depends on sizes and density alone, not on a clock, a cache or the load of the machine: two runs with
-the same seed agree bit for bit. :func:`hibana.tune` times both candidates of a product on request. Its times
-are stored in this process, and replace the rule for products of these sizes and densities.
+The candidate with the shorter estimate is used (:mod:`hibana.spikes.costs`). Estimates depend on no clock,
+cache file or load of the machine: two runs with the same seed agree bit for bit. :func:`hibana.tune` times
+the candidates of a product on request. Its times are stored in this process, and replace the estimates for
+products of these sizes and densities.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["ALL", "Call", "Choice", "Key", "choose", "is_tuning", "restricts_gradient", "tuning"]
+from hibana.spikes.costs import Key, estimate
+
+__all__ = ["ALL", "Call", "Choice", "Key", "choose", "is_promising", "is_tuning", "restricts_gradient"]
+__all__ += ["tuning"]
 
 Call = Callable[[], object]
 
-FORWARD_UP_TO, WEIGHTS_UP_TO, INPUT_UP_TO = 0.6, 0.6, 0.3
-"""Densities of bits, summed over all planes, up to which a product of many rows is computed per spike: the
-forward, the weight gradient and the input gradient.
-
-Measured time per spike, as a fraction of the dense time, at a density of 0.5: forward 0.34 to 0.72, weight
-gradient 0.3 to 0.48, input gradient 0.7 to 1.1 (convolutions of 64 to 128 channels, 784-512-512-10; AMD EPYC,
-Zen 3); forward 0.4 to 0.7, weight gradient 0.4 to 0.8 (the same, and linear layers of at least 256 rows;
-Intel Xeon with AVX-512, one thread).
-"""
-FEW_ROWS, MANY_ROWS = 32, 160
-"""Rows of a product up to which packing its weights costs more than it saves, and rows from which on the full
-densities above apply. Measured with 784 inputs and 8 to 1,024 outputs, as a fraction of the dense time:
-forward 0.7 to 1.8 at 32 rows, 0.5 to 1.3 at 64 and 0.3 to 0.8 at 128 (AMD EPYC, Zen 3); forward 0.5 to 1.0
-and weight gradient 0.9 to 1.2 at 64 rows, 0.4 to 0.8 and 0.5 to 0.9 at 128 rows (Intel Xeon)."""
-FEW_INPUTS = 64
-"""Inputs of a sum below which a product is dense, since they do not fill a word of bits. Measured with a 3x3
-window over 2 channels: forward 0.9 to 1.4 of the dense time, weight gradient 1.3 to 2.5 (Intel Xeon)."""
-FEW_OUTPUTS = 12
-"""Outputs below which a convolution is dense. Measured forward, as a fraction of the dense time: 0.6 to 1.3
-with 8 channels (up to 7 with 64 x 64 pixels), 0.4 to 0.9 with 12 channels (AMD EPYC, Zen 3)."""
-FEW_LINEAR_OUTPUTS, FEW_OUTPUTS_FACTOR = 32, 0.125
-"""Outputs below which packing takes most of the time of a linear product, and the factor of the densities
-above for such a product. Measured with 512 inputs, 3,200 and 12,800 rows and 10 to 31 outputs, packing
-included, as a fraction of the dense time: 0.7 to 1.0 at a density of 4%, 0.9 to 1.3 at 17%, 0.9 to 1.9 at
-27% (Intel Xeon, one thread)."""
+LOOK_SHARE = 0.15
+"""Most of torch's time that may be lost to sample the density of an input that torch then multiplies."""
 ROUNDS = 6
 """Number of times that :func:`hibana.tune` times each candidate; the shortest time counts."""
-
-
-class Key(NamedTuple):
-    """Kind and sizes of a product: the argument of the rule, and the key of the table of tuned times."""
-
-    product: str
-    """Kind of product, such as ``"linear"`` or ``"convolution input"``."""
-    sizes: tuple[object, ...]
-    """Further sizes on which the time of a candidate depends, such as a convolution's geometry."""
-    rows: int
-    """Rows of the product; for a convolution, the number of output pixels of all images."""
-    inputs: int
-    """Number of inputs of each sum: of a window, or of a row."""
-    outputs: int
-    density: int = 0
-    """Index of the interval of densities: see :func:`density_bucket`."""
-    planes: int = 1
-    learning: bool = False
-    """Whether the weights get a gradient."""
 
 
 class Choice(NamedTuple):
@@ -91,6 +54,8 @@ _LOWER_BOUNDS = [2.0 ** (-k / 2) for k in range(1, 17)]
 """Lower bounds of the intervals of :func:`density_bucket`."""
 _TUNED: dict[Key, tuple[float, ...]] = {}
 """Shortest seconds of each candidate of a product, measured by :func:`hibana.tune`."""
+_TUNED_SIZES: set[Key] = set()
+"""The keys of these times, with the defaults of density, planes and learning."""
 _tuning = False
 
 
@@ -121,15 +86,49 @@ def density_bucket(density: float) -> int:
     return index
 
 
-def _density_factor(key: Key) -> float:
-    """A factor from 0 to 1 for the largest density at which a product is computed per spike; 0 is never."""
-    has_few_outputs = key.outputs < FEW_OUTPUTS and key.product.startswith("convolution")
-    if key.inputs < FEW_INPUTS or has_few_outputs:
-        return 0.0
-    factor = min(1.0, max(0.0, (key.rows - FEW_ROWS) / (MANY_ROWS - FEW_ROWS)))
-    if key.outputs < FEW_LINEAR_OUTPUTS and key.product == "linear":
-        factor *= FEW_OUTPUTS_FACTOR
-    return factor
+def is_promising(key: Key, learning: bool) -> bool:
+    """Whether to look at the density of an input: whether candidates per spike can be faster.
+
+    If torch takes little time, they must be faster at every density, since the look would be lost otherwise.
+
+    Args:
+        key: kind and sizes of the product; its field `learning` is not read.
+        learning: whether the weights get a gradient.
+    """
+    return is_tuning() or _is_tuned(key) or _is_promising(key, learning, torch.get_num_threads())
+
+
+def _is_tuned(key: Key) -> bool:
+    """Whether times of products of these sizes are used."""
+    return bool(_TUNED_SIZES) and key in _TUNED_SIZES and not torch.are_deterministic_algorithms_enabled()
+
+
+@lru_cache(maxsize=1024)
+def _is_promising(key: Key, learning: bool, threads: int) -> bool:
+    """:func:`is_promising` by the estimates."""
+    key = key._replace(learning=learning)
+    costs = estimate(key, threads)
+    dense = costs.dense_forward + 2 * costs.dense_gradient * learning
+    return _estimated(key, 1.0 if LOOK_SHARE * dense < costs.look else 0.0, threads).any
+
+
+def _estimated(key: Key, ones: float, threads: int) -> Choice:
+    """The choice by the estimates."""
+    costs = estimate(key, threads)
+    forward, gradient = costs.forward.seconds(ones), costs.weights.seconds(ones)
+    return _fastest(key.learning, forward, costs.dense_forward, gradient, costs.dense_gradient, costs.scan)
+
+
+def _fastest(
+    learning: bool, forward: float, dense_forward: float, gradient: float, dense_gradient: float, scan: float
+) -> Choice:
+    """The choice for these seconds of the candidates; `scan` is needed by those per spike."""
+    if not learning:
+        return Choice(forward + scan < dense_forward, None)
+    per_spike = min(forward, dense_forward) + min(gradient, dense_gradient) + scan
+    if per_spike >= dense_forward + dense_gradient:
+        return Choice(False, False)
+    return Choice(forward < dense_forward, gradient < dense_gradient)
 
 
 def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]] | None = None) -> Choice:
@@ -141,20 +140,14 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]] | None = N
         calls: returns the candidates to time, in this order: the forward per spike and by torch; if weights
             learn, their gradient per spike and by torch; the packing of the input.
     """
-    times = _times(key, calls)
+    times = _times(key, ones / key.planes, calls)
     if times is None:
-        factor = _density_factor(key)
-        weights = ones < factor * WEIGHTS_UP_TO if key.learning else None
-        return Choice(ones < factor * FORWARD_UP_TO, weights)
-    forward, dense_forward, scan = *times[:2], times[-1]
-    description = f"forward takes {forward / dense_forward:.2f} of torch's time"
-    if not key.learning:
-        return Choice(forward + scan < dense_forward, None, description)
-    gradient, dense_gradient = times[2:4]
-    description += f" and the weights' gradient {gradient / dense_gradient:.2f}"
-    if min(forward, dense_forward) + min(gradient, dense_gradient) + scan >= dense_forward + dense_gradient:
-        return Choice(False, False, description)
-    return Choice(forward < dense_forward, gradient < dense_gradient, description)
+        return _estimated(key, ones, torch.get_num_threads())
+    forward, gradient = times[:2], times[2:4] if key.learning else (0.0, 0.0)
+    description = f"forward takes {forward[0] / forward[1]:.2f} of torch's time"
+    if key.learning:
+        description += f" and the weights' gradient {gradient[0] / gradient[1]:.2f}"
+    return _fastest(key.learning, *forward, *gradient, times[-1])._replace(times=description)
 
 
 def restricts_gradient(choice: Choice, key: Key, density: float, calls: Callable[[], Sequence[Call]]) -> bool:
@@ -168,17 +161,22 @@ def restricts_gradient(choice: Choice, key: Key, density: float, calls: Callable
     """
     if choice is ALL:
         return True
-    times = _times(key, calls)
-    return density < _density_factor(key) * INPUT_UP_TO if times is None else times[0] < times[1]
+    times = _times(key, density, calls)
+    if times is None:
+        costs = estimate(key, torch.get_num_threads())
+        times = costs.input.seconds(density), costs.dense_gradient
+    return times[0] < times[1]
 
 
-def _times(key: Key, calls: Callable[[], Sequence[Call]] | None) -> tuple[float, ...] | None:
+def _times(key: Key, density: float, calls: Callable[[], Sequence[Call]] | None) -> tuple[float, ...] | None:
     """Tuned seconds of each candidate of a product, timed now if :func:`is_tuning`; None if not tuned."""
-    if torch.are_deterministic_algorithms_enabled():
+    if not (_TUNED or _tuning) or torch.are_deterministic_algorithms_enabled():
         return None
+    key = key._replace(density=density_bucket(density))
     times = _TUNED.get(key)
     if times is None and _tuning and calls is not None:
         times = _TUNED[key] = _timed(calls())
+        _TUNED_SIZES.add(key._replace(density=0, planes=1, learning=False))
     return times
 
 

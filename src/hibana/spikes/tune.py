@@ -17,7 +17,8 @@ Net = TypeVar("Net", bound=nn.Module)
 def tune(net: Net, *inputs: Any) -> Net:
     """Times both candidates of each product of spikes in ``net(*inputs)``; returns `net` unchanged.
 
-    A product is computed per spike or by torch. Without this call, sizes and density alone decide. After it,
+    A product is computed per spike or by torch. Without this call, estimates for sizes, density and processor
+    decide. After it,
     every layer of this process uses the faster candidate for products of these sizes, at densities within
     a factor of 1.4 of the example's. A copy of `net` runs forward and, if it has trainable parameters,
     backward: nothing in `net` changes, and no random numbers are consumed. The faster candidate, and with it

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hibana.spikes import select
 from hibana.spikes.checks import check_no_time, kernels_accept, pair, shape_error
 from hibana.spikes.convolution import dense
 from hibana.spikes.convolution.geometry import Geometry, Pair, has_image_window
-from hibana.spikes.convolution.product import convolve
+from hibana.spikes.convolution.product import convolve, product_key
 from hibana.spikes.layer import (
     SMALL_PRODUCT_REASON,
     SMALLEST_WORK,
@@ -37,16 +38,22 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
         weight, bias = self._tensors()
         if max(self.dilation) > 1 and self._covers_padding_only(input, weight):
             return self._convolve_padding(input, weight, bias)
+        plan = None
+        if type(input) is Tensor and self.mode == "auto":  # tested first: the tests below take longer
+            fits = input.ndim == weight.ndim == self.dimensions + 2
+            if fits and input.numel() * weight.numel() < SMALLEST_WORK * weight.shape[1]:
+                return self._dense_product(input, weight, bias, SMALL_PRODUCT_REASON)
+            plan = self._plan(input, weight, bias)
+            if isinstance(plan, _Plan) and plan.is_small(torch.is_grad_enabled()):
+                return self._dense_product(input, weight, bias, SMALL_PRODUCT_REASON)
         if not kernels_accept(input, weight, bias):
             return self._forward_unsupported(input, weight, bias)
         check_mode(self.mode)
-        shapes = input.shape, weight.shape, None if bias is None else bias.shape
-        steps = self.stride, self.padding, self.dilation, self.padding_mode
-        plan = "asked for" if self.mode == "dense" else _plan(self.dimensions, *shapes, self.groups, *steps)
+        if self.mode == "dense":
+            return self._dense_product(input, weight, bias, "asked for")
+        plan = plan or self._plan(input, weight, bias)
         if isinstance(plan, str):
             return self._dense_product(input, weight, bias, plan)
-        if plan.work < SMALLEST_WORK and self.mode == "auto":
-            return self._dense_product(input, weight, bias, SMALL_PRODUCT_REASON)
         images = functional.pad(input, plan.padding, plan.padding_mode) if plan.padding else input
         if self.dimensions == 1:
             images = register_view(images, images.view(*images.shape[:2], 1, images.shape[2]))
@@ -55,6 +62,12 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
             return self._dense_product(input, weight, bias, result)
         out, self.__dict__["_reason"] = result
         return out.squeeze(2) if self.dimensions == 1 else out
+
+    def _plan(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> "_Plan | str":  # noqa: A002
+        """The plan for these tensors, or the reason to compute the convolution by torch."""
+        shapes = input.shape, weight.shape, None if bias is None else bias.shape
+        steps = self.stride, self.padding, self.dilation, self.padding_mode
+        return _plan(self.dimensions, *shapes, self.groups, *steps)
 
     def _dense_product(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
         """Torch's convolution, after a check that `input` has no time axis; `reason` is for ``explain``."""
@@ -108,6 +121,12 @@ class _Plan(NamedTuple):
     """Argument of ``functional.pad``."""
     work: int
     """Multiplications of a dense convolution."""
+    key: select.Key
+    """Kind and sizes of the convolution, for weights that do not learn."""
+
+    def is_small(self, learning: bool) -> bool:
+        """Whether torch computes the convolution without a look at its input."""
+        return self.work < SMALLEST_WORK or not select.is_promising(self.key, learning)
 
 
 @lru_cache(maxsize=1024)
@@ -160,7 +179,8 @@ def _plan(
     work = shape[0] * prod(geometry.output) * prod(weight)
     if work == 0 or min(geometry.output) <= 0:
         return "nothing to add"
-    return _Plan(geometry, pad, "constant" if is_zero else padding_mode, work)
+    key = product_key(shape[0], weight, geometry)
+    return _Plan(geometry, pad, "constant" if is_zero else padding_mode, work, key)
 
 
 def _pair(sizes: int | tuple[int, ...] | str, dimensions: int, missing: int) -> Pair:

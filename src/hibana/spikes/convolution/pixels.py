@@ -1,5 +1,7 @@
 """A convolution with spikes listed per pixel: when to use it, and the calls of its kernels."""
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,8 @@ from hibana.spikes.linear import product
 from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, panel
 
-__all__ = ["forward", "parts", "is_pixelwise", "is_pixelwise_for_weights", "weight_gradient"]
+__all__ = ["forward", "parts", "is_pixelwise", "is_pixelwise_for_weights", "lists_of_window"]
+__all__ += ["weight_gradient"]
 
 FEWEST_CHANNELS = 8
 """Fewest channels of a pixel-wise convolution: with fewer, im2col packs the bits under a window into few
@@ -53,6 +56,13 @@ def is_pixelwise_for_weights(geometry: Geometry, density: float) -> bool:
     fits = height * width <= MOST_INPUT_PIXELS * down * across and geometry.channels >= FEWEST_CHANNELS
     is_sparse = density <= product.gradient_crossover()
     return is_sparse and geometry.stride == (1, 1) and fits and _windows_overlap(geometry)
+
+
+def lists_of_window(geometry: Geometry) -> int:
+    """Words of bits that are listed for a window: of each of its pixels, or of its gathered bits."""
+    pixels, channels = prod(geometry.kernel), geometry.channels
+    is_pixelwise = channels >= FEWEST_CHANNELS and _windows_overlap(geometry)
+    return pixels * -(-channels // WORD) if is_pixelwise else -(-pixels * channels // WORD)
 
 
 def _windows_overlap(geometry: Geometry) -> bool:

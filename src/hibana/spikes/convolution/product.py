@@ -1,5 +1,6 @@
 """The product of a convolution: its output and gradients per spike, and by torch."""
 
+from functools import lru_cache
 from math import prod
 
 import torch
@@ -15,7 +16,7 @@ from hibana.spikes.linear.autograd import Gradients, Product, multiply
 from hibana.spikes.provenance import Provenance
 from hibana.spikes.simd.rows import panel
 
-__all__ = ["ConvolutionProduct", "convolve", "windows_of"]
+__all__ = ["ConvolutionProduct", "convolve", "product_key", "windows_of"]
 
 GRAIN = 4
 """Smallest number of rows of pixels per thread."""
@@ -56,8 +57,7 @@ class ConvolutionProduct(Product):
 
     def __init__(self, shape: torch.Size, weight: Tensor, geometry: Geometry) -> None:
         self.geometry, self.restricts_gradient = geometry, geometry.stride == (1, 1)
-        counts = shape[0] * prod(geometry.output), weight[0].numel(), len(weight)
-        key = select.Key("convolution", (shape[0], geometry), *counts, learning=needs_gradient(weight))
+        key = product_key(shape[0], weight.shape, geometry)._replace(learning=needs_gradient(weight))
         super().__init__(shape, key, geometry.channels * geometry.image[1])
 
     def rows(self, numbers: Tensor) -> Tensor:
@@ -121,6 +121,14 @@ class ConvolutionProduct(Product):
 
     def constant_input_gradient(self, gradient: Tensor, weight: Tensor) -> None:
         """None: the dimensions of images are not steps."""
+
+
+@lru_cache(maxsize=1024)
+def product_key(images: int, weight: torch.Size, geometry: Geometry) -> select.Key:
+    """Kind and sizes of a convolution of so many `images` by a `weight` of this shape."""
+    inputs, numbers = prod(weight[1:]), images * geometry.channels * prod(geometry.image)
+    counts = images * prod(geometry.output), inputs, weight[0]
+    return select.Key("convolution", (images, geometry), *counts, numbers, pixels.lists_of_window(geometry))
 
 
 def _kernel(weight: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Products of spikes and weights: which of them are computed per spike, and their autograd node."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,9 +21,10 @@ from hibana.spikes.linear import product as linear
 from hibana.spikes.linear.product import GradientMask, explanation, gradient_mask
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import ALL, Call, Choice
+from hibana.spikes.simd.lists import WORD
 from hibana.spikes.simd.rows import panel
 
-__all__ = ["Gradients", "Product", "multiply", "multiply_planes"]
+__all__ = ["Gradients", "Product", "linear_key", "multiply", "multiply_planes"]
 
 Gradients = tuple[Tensor | None, Tensor | None]
 """Two gradients; None for a gradient that is not needed."""
@@ -57,8 +58,8 @@ class Product:
     def linear(cls, shape: torch.Size, weight: Tensor) -> "Product":
         """The linear product of an input of this `shape`."""
         outputs, inputs = weight.shape
-        rows, learning = shape.numel() // inputs, needs_gradient(weight)
-        return cls(shape, select.Key("linear", (), rows, inputs, outputs, learning=learning), inputs)
+        key = linear_key(shape.numel(), inputs, outputs)._replace(learning=needs_gradient(weight))
+        return cls(shape, key, inputs)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """The input `numbers` as contiguous rows."""
@@ -112,6 +113,13 @@ class Product:
         """The input gradient of one step, expanded, if the output `gradient` is the same at each step."""
         one_step = constant_step(gradient) if gradient.shape[0] >= STEPS else None
         return None if one_step is None else (one_step @ weight).expand(self.shape)
+
+
+@lru_cache(maxsize=1024)
+def linear_key(numbers: int, inputs: int, outputs: int) -> select.Key:
+    """Kind and sizes of a linear product of an input of so many `numbers`."""
+    rows, lists = numbers // max(1, inputs), -(-inputs // WORD)
+    return select.Key("linear", (), rows, inputs, outputs, numbers, lists)
 
 
 def multiply(
@@ -174,8 +182,8 @@ def multiply_planes(
 def _choose(product: Product, planes: Planes, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Choice:
     """The products that are computed per spike for an input with these `numbers`, packed as `planes`."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    bucket, plane_count = select.density_bucket(planes.density), planes.bits.shape[0]
-    key = product.key._replace(density=bucket, planes=plane_count)
+    plane_count = planes.bits.shape[0]
+    key = product.key._replace(planes=plane_count)
 
     def calls() -> list[Call]:
         """The candidates that :func:`select.choose` times."""
@@ -264,7 +272,6 @@ def _masked_input_gradient(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor | N
         return None
     restricted = partial(product.input_gradient, mask, weight, rows)
     full = partial(product.dense_gradients, None, weight, rows, (True, False))
-    kind, bucket = f"{product.key.product} input", select.density_bucket(mask.density)
-    key = product.key._replace(product=kind, density=bucket, learning=False)
+    key = product.key._replace(product=f"{product.key.product} input", learning=False)
     is_faster = select.restricts_gradient(ctx.choice, key, mask.density, lambda: (restricted, full))
     return restricted() if is_faster else None

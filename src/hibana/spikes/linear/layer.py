@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from hibana.spikes.checks import is_constant_over_time, kernels_accept, shape_error
 from hibana.spikes.layer import SMALL_PRODUCT, SMALLEST_WORK, SpikeLayer, check_mode
-from hibana.spikes.linear.autograd import Product, multiply
+from hibana.spikes.linear.autograd import Product, linear_key, multiply
 from hibana.spikes.provenance import lookup
+from hibana.spikes.select import is_promising
 
 __all__ = ["Linear"]
 
@@ -59,8 +60,11 @@ class Linear(SpikeLayer, nn.Linear):
         return self._product(input, *self._tensors())
 
     def _is_small(self, numbers: int) -> bool:
-        """Whether torch is faster at any density for an input of `numbers` elements."""
-        return numbers * self.out_features < SMALLEST_WORK
+        """Whether torch computes the product for an input of `numbers` elements without a look at it."""
+        if numbers * self.out_features < SMALLEST_WORK:
+            return True
+        key = linear_key(numbers, self.in_features, self.out_features)
+        return not is_promising(key, torch.is_grad_enabled())
 
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         """``input @ weight.T + bias`` of any input; an input that is constant over time is one step."""

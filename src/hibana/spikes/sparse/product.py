@@ -42,7 +42,8 @@ class SparseProduct(Product):
 
     def __init__(self, shape: torch.Size, index: SynapseIndex, skip: int = 0) -> None:
         rows = shape.numel() // max(1, index.inputs)
-        super().__init__(shape, select.Key("sparse", (), rows, index.inputs, index.outputs), index.inputs)
+        sizes = rows, index.inputs, index.outputs, shape.numel(), index.inputs
+        super().__init__(shape, select.Key("sparse", (), *sizes), index.inputs)
         self.index, self.skip = index, skip
         self.steps = shape[0] if index.reach else 1
         self.sequences = rows // self.steps
