@@ -1,6 +1,7 @@
 """`run`: the state in threads, checkpoints, compiled graphs and nested runs."""
 
 import contextvars
+import sys
 import threading
 
 import pytest
@@ -352,3 +353,53 @@ def test_a_forward_that_replaces_a_layers_own_between_single_steps_is_called():
     assert not torch.equal(hb.run(net, inputs, state)[0], hb.run(network(), inputs, state)[0])
     del net[0].forward
     assert torch.equal(hb.run(net, inputs)[0], expected)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("learns", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("cell", [hb.IF, hb.CubaLIF, hb.LI])
+def test_repeated_calls_with_a_state_have_the_gradients_of_the_reference(cell, learns, steps):
+    torch.manual_seed(1)
+    x, weights = 2 * torch.rand(steps, 2, 5), torch.rand(steps, 2, 5)
+    state = tuple(torch.rand(2, 5) for _ in cell().cell.state_names())
+    states = (state, *(tuple(torch.rand(5, 2).T for _ in state) for _ in range(2)))
+    layers = cell(), cell(backend="reference")
+    for initial in (*states[:1] * 3, *states):  # the first call prepares the others; some states are strided
+        results = []
+        for layer in layers:
+            inputs = x.clone().requires_grad_(learns[0])
+            first = tuple(t.detach().clone().requires_grad_(learns[1]) for t in initial)
+            outputs, last = hb.run(layer, inputs, {"": first})
+            sources = [*[inputs] * learns[0], *first * learns[1]]
+            for loss in (
+                (outputs * weights).sum() + sum(t.square().sum() for t in last[""]),
+                last[""][-1].sum(),
+                outputs.sum(),
+            ):
+                gradients = torch.autograd.grad(loss, sources, retain_graph=True, allow_unused=True)
+                zeros = [torch.zeros_like(t) for t in sources]
+                results += [z if g is None else g for g, z in zip(gradients, zeros, strict=True)]
+            results += [outputs, *last[""]]
+        half = len(results) // 2
+        for actual, expected in zip(results[:half], results[half:], strict=True):
+            torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_step_from_a_state_repeats_a_prepared_call(learns):
+    net = nn.Sequential(nn.Linear(8, 6), hb.LIF(), nn.Linear(6, 6), hb.LIF(), nn.Linear(6, 2), hb.LIF())
+    calls = 0
+
+    def count(_frame, event, _function):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    with torch.set_grad_enabled(learns):
+        _, state = hb.run(net, torch.rand(1, 1, 8))
+        for _ in range(3):
+            _, state = hb.run(net, torch.rand(1, 1, 8), state)
+        x = torch.rand(1, 1, 8)
+        sys.setprofile(count)
+        hb.run(net, x, state)
+        sys.setprofile(None)
+    assert calls < 450, calls  # more than 540 where each call prepares its kernels

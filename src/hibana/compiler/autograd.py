@@ -31,7 +31,7 @@ class RunSpecification(NamedTuple):
     initial_count: int = 0
     """The number of initial states: all states, or 0 for a run from zeros."""
     prepared: Prepared | None = None
-    """Kernels bound to all of this, for a run from zeros of a cell without tensors."""
+    """Kernels bound to all of this, for a cell without tensors and initial states that they accept."""
 
 
 def run(
@@ -42,7 +42,7 @@ def run(
     inputs: Tensor,
     state: tuple[Tensor, ...] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The outputs of `cell` over `inputs`, and its last states other than the output state.
+    """The outputs of `cell` over `inputs`, and its last states.
 
     The steps of the outputs have the strides of the steps of `inputs`, if these fill their memory.
 
@@ -62,17 +62,19 @@ def run(
         inputs, key = inputs.contiguous(), None
     spec = RunSpecification(kernels, inputs.shape, inputs.stride()[1:], wants_last, len(initial))
     if key is not None:
-        if not (initial or cell_tensors) and inputs.is_contiguous():
+        if not cell_tensors and inputs.is_contiguous():
             plan = kernels.plan if torch.is_grad_enabled() and inputs.requires_grad else None
-            spec = spec._replace(prepared=kernels.prepare(plan, inputs.shape, wants_last))
-        programs.remember(cell, key, spec)
+            prepared = kernels.prepare(plan, inputs.shape, wants_last, bool(initial))
+            programs.remember(cell, key, spec._replace(prepared=prepared))
+        else:
+            programs.remember(cell, key, spec)
     return run_specification(spec, inputs, (*initial, *cell_tensors))
 
 
 def run_specification(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """Runs a cell over `inputs`; returns the outputs, and the last states other than the output state.
+    """Runs a cell over `inputs`; returns the outputs, and the last states, if the caller needs them.
 
     `tensors` are the initial states, then the cell's tensors.
     """
@@ -83,9 +85,17 @@ def run_specification(
         _attach_region(outputs)
         return outputs, last
     if spec.prepared is not None:
-        return spec.prepared.forward(inputs)[:2]
+        return spec.prepared.forward(inputs, tensors)[:2]
     outputs, last, _ = spec.kernels.forward(_arguments(spec, inputs, tensors, None))
-    return outputs, last
+    return outputs, _with_output_state(spec, outputs, last)
+
+
+def _with_output_state(spec: RunSpecification, outputs: Tensor, last: list[Tensor]) -> list[Tensor]:
+    """The `last` states and, if it is missing among them, the output state."""
+    if spec.wants_last and len(last) < len(spec.kernels.step.states):
+        # not a view, which would keep all steps in memory and change with them
+        last.append(outputs[-1].clone())
+    return last
 
 
 MIN_OUTPUTS = 256
@@ -118,7 +128,8 @@ def _arguments(
 class _Run(torch.autograd.Function):
     """A run over a sequence as one node.
 
-    Other modules read its attributes `specification` and `support`, the mask of the surrogate as bits
+    Its attribute `copies_output` is whether the last of its last states is a copy of the last output. Other
+    modules read its attributes `specification` and `support`, the mask of the surrogate as bits
     ``[T, ceil(N/8)]`` in memory order, lowest bit first; None: everywhere.
 
     It saves, in this order: the inputs and the initial states that the plan reads, the cell's tensors, the
@@ -132,14 +143,19 @@ class _Run(torch.autograd.Function):
         plan = kernels.plan
         ctx.specification = spec
         ctx.set_materialize_grads(False)
-        if prepared is not None:
-            outputs, last, residuals = prepared.forward(inputs)
-            ctx.save_for_backward(*([_frozen_leaf(inputs)] if plan.reads_input else ()), *residuals)
+        ctx.copies_output = spec.wants_last
+        if prepared is not None and prepared.backward is not None:
+            outputs, last, residuals = prepared.forward(inputs, tensors)
+            saved_inputs = (_frozen_leaf(inputs),) if plan.reads_input else ()
+            first = [tensors[i] for i in plan.first] if count else ()
+            ctx.save_for_backward(*saved_inputs, *first, *residuals)
             ctx.support = None if plan.support_at is None else residuals[plan.support_at]
             return outputs, *last
         arguments = _arguments(spec, inputs, tensors, plan)
         ctx.seed = arguments.seed
         outputs, last, residuals = kernels.forward(arguments)
+        ctx.copies_output = spec.wants_last and len(last) < len(kernels.step.states)
+        last = _with_output_state(spec, outputs, last)
         saved_inputs = (_frozen_leaf(inputs),) if plan.reads_input else ()
         initial = [arguments.first[i] for i in plan.first] if count else ()
         saved = *saved_inputs, *initial, *tensors[count:], *arguments.parameters, *residuals
@@ -156,18 +172,25 @@ class _Run(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _checked_backward(ctx, grad_outputs, *last_grads)
         check_unbatched((grad_outputs, *last_grads))
-        prepared = ctx.specification.prepared
-        # A prepared kernel reads a gradient of the outputs from contiguous memory at one address, without a
-        # pending negation, and takes no gradient of the last states. `_backward` copes with the other cases.
-        if (
-            prepared is None
-            or grad_outputs is None
-            or not grad_outputs.is_contiguous()
-            or grad_outputs.is_neg()
-            or (last_grads and any(grad is not None for grad in last_grads))
-        ):
+        spec = ctx.specification
+        # A prepared kernel reads gradients from contiguous memory at one address, without a pending negation.
+        # `_backward` copes with the other cases, and with a gradient of the last of several outputs.
+        if spec.prepared is None or spec.prepared.backward is None or grad_outputs is None:
             return _backward(ctx, grad_outputs, *last_grads)
-        return None, prepared.backward(saved_tensors(ctx), grad_outputs)
+        *grads, output_grad = last_grads or (None,)
+        total: Tensor | None = grad_outputs
+        if output_grad is not None:
+            total = grad_outputs + output_grad if spec.shape[0] == 1 else None
+        if total is None or not all(map(_is_plain, (total, *grads))):
+            return _backward(ctx, grad_outputs, *last_grads)
+        wants_first = any(ctx.needs_input_grad[2:])
+        grad_input, first = spec.prepared.backward(saved_tensors(ctx), total, grads, wants_first)
+        return None, grad_input, *(first or (None,) * spec.initial_count)
+
+
+def _is_plain(grad: Tensor | None) -> bool:
+    """Whether a prepared kernel reads `grad` as it is."""
+    return grad is None or (grad.is_contiguous() and not grad.is_neg())
 
 
 def _frozen_leaf(inputs: Tensor) -> Tensor:
@@ -201,6 +224,9 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         None if grad is None else in_layout(grad.resolve_neg(), strides)
         for grad in (grad_outputs, *(last_grads or kernels.zero_states[1:]))
     ]
+    if ctx.copies_output:
+        *grads, output_grad = grads
+        grad_outputs = _add_to_last(grad_outputs, output_grad, spec)
     arguments = BackwardArguments(
         spec.shape,
         strides,
@@ -224,6 +250,16 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if any(needs_grad[1 + count :]):
         cell_grads = step.epilogue(*cell_tensors, *sums)
     return None, grad_input, *state_grads, *cell_grads
+
+
+def _add_to_last(grad_outputs: Tensor | None, grad: Tensor | None, spec: RunSpecification) -> Tensor | None:
+    """The gradient of the outputs plus `grad`, that of a copy of the last output; None for zeros."""
+    if grad is None:
+        return grad_outputs
+    total = grad.new_empty_strided(spec.shape, (grad.numel(), *spec.strides))
+    total = total.zero_() if grad_outputs is None else total.copy_(grad_outputs)
+    total[-1] += grad
+    return total
 
 
 def saved_tensors(ctx: Any) -> tuple[Any, ...]:

@@ -67,19 +67,26 @@ class BackwardArguments(NamedTuple):
     """The seed of the forward."""
 
 
+PreparedGradients = tuple[Tensor, list[Tensor]]
+
+
 class Prepared(NamedTuple):
-    """Kernels bound to one shape, for runs from zero states of a step without parameters.
+    """Kernels bound to one shape, for runs of a step without parameters.
 
     A call only packs addresses and launches: checks would take longer than a small kernel.
     """
 
-    forward: Callable[[Tensor], tuple[Tensor, list[Tensor], list[Tensor]]]
-    """From contiguous inputs to the result of :meth:`Kernels.forward`."""
-    backward: Callable[[Sequence[Tensor], Tensor], Tensor] | None
-    """From the residuals and the contiguous gradient of the outputs to the gradient of the inputs; None for a
-    forward without residuals.
+    accepts: Callable[[object], bool]
+    """Whether :attr:`forward` reads a tuple of initial states as it is."""
+    forward: Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, list[Tensor], list[Tensor]]]
+    """From contiguous inputs and the initial states, none for zeros, to the outputs, all last states, and the
+    residuals."""
+    backward: Callable[[Sequence[Tensor], Tensor, Sequence[Tensor | None], bool], PreparedGradients] | None
+    """From the residuals, the contiguous gradient of the outputs, the gradients of the last states other than
+    the output state (None for zeros), and whether initial states need a gradient, to the gradients of the
+    inputs and of the initial states; None for a forward without residuals.
 
-    Inputs that are a residual come first. The last states have no gradient."""
+    Inputs and initial states that are residuals come first."""
 
 
 class Kernels(ABC):
@@ -132,8 +139,13 @@ class Kernels(ABC):
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the initial states, and of parameters, summed over time."""
 
-    def prepare(self, plan: Plan | None, shape: torch.Size, wants_last: bool) -> Prepared | None:
-        """Kernels bound to one `shape` of sequences and the stored values of `plan`; None if no faster."""
+    def prepare(
+        self, plan: Plan | None, shape: torch.Size, wants_last: bool, has_state: bool
+    ) -> Prepared | None:
+        """Kernels bound to one `shape` of sequences and the stored values of `plan`; None if no faster.
+
+        `has_state`: whether runs have initial states.
+        """
         return None
 
     @abstractmethod

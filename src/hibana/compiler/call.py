@@ -71,7 +71,7 @@ def unroll_layer(
 ) -> tuple[Tensor, State]:
     """:func:`unroll` for layers, which may also call it within :func:`hibana.run`."""
     outputs, last = run_cell(cell, inputs, state, backend=backend)
-    if len(last) < len(cell._hibana.states):
+    if len(last) < len(cell._hibana.states):  # an operator of a graph
         # not a view, which would keep all steps in memory and change with them
         last = (*last, outputs.select(0, -1).clone())
     return outputs, tuple(last)
@@ -106,8 +106,10 @@ def run_cell(
         key = _key(backend, inputs, wants_last, state is not None)
         spec = programs.recall(cell, key)
         if spec is not None:
-            initial = () if state is None else checked_state(cell, inputs, state)
-            return autograd.run_specification(spec, inputs, (*initial, *tensors_of(cell).values()))
+            if state is not None and not (spec.prepared is not None and spec.prepared.accepts(state)):
+                state, spec = checked_state(cell, inputs, state), spec._replace(prepared=None)
+            tensors = (*(state or ()), *tensors_of(cell).values())
+            return autograd.run_specification(spec, inputs, tensors)
     check_inputs(cell, inputs)
     full_dtype = reference.state_dtype(inputs.dtype)
     if inputs.dtype != full_dtype and inputs.is_cpu and torch.is_autocast_enabled("cpu"):

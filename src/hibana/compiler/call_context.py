@@ -29,7 +29,7 @@ def current_run() -> Any:
 
 
 class RunContext:
-    """A context manager that makes `run` this thread's current run; None means no run.
+    """A context manager that makes `run` this thread's current run; None, within a run, means no run.
 
     Each layer of a run enters a context. A generator with ``contextmanager`` would take three times as long.
     """
@@ -42,12 +42,14 @@ class RunContext:
 
     def __enter__(self) -> None:
         """Makes the run this thread's current run."""
-        _count_run(1)
+        if self._run is not None:
+            _count_run(1)
         self._token = _CURRENT_RUN.set(self._run)
 
     def __exit__(self, *exception: object) -> None:
         """Restores the run that was current before."""
-        _count_run(-1)  # before `reset`, which raises if the block is left in another context
+        if self._run is not None:
+            _count_run(-1)  # before `reset`, which raises if the block is left in another context
         _CURRENT_RUN.reset(self._token)
 
 

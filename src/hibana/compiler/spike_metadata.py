@@ -74,7 +74,7 @@ def register_view(tensor: Tensor, view: Tensor) -> Tensor:
 
     A copy is not registered, nor is a view that covers only a part of the memory.
     """
-    if torch.compiler.is_compiling() or type(view) is not Tensor or not view.requires_grad:
+    if type(view) is not Tensor or not view.requires_grad or torch.compiler.is_compiling():
         return view
     region, attached = region_of(tensor), _attached(tensor)
     if region is None or view.numel() != tensor.numel() or _attached(view) is not attached:

@@ -41,13 +41,15 @@ class EachStep(nn.Module):
             return cast(Tensor, fx_leaf_call(self, inputs))
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
+        module = self._modules["module"]  # not self.module, whose lookup takes longer
+        assert module is not None
         try:
-            return call_over_steps(self.module, self.module, inputs)
+            return call_over_steps(module, module, inputs)
         except (RuntimeError, ValueError) as error:
             steps, batch = inputs.shape[:2]
             joined = [steps * batch, *inputs.shape[2:]]
             error.add_note(
                 f"hibana.EachStep read its input {list(inputs.shape)} as {steps} steps of {batch} samples, "
-                f"[T, batch, ...], and called {type(self.module).__name__} with {joined}"
+                f"[T, batch, ...], and called {type(module).__name__} with {joined}"
             )
             raise

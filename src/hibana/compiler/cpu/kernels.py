@@ -197,41 +197,77 @@ class CpuKernels(NamedKernels):
         packed = torch.frombuffer(bytearray(block), dtype=torch.uint8)
         return StepCall(launch.address, launch.pieces, packed, arguments)
 
-    def prepare(self, plan: Plan | None, shape: torch.Size, wants_last: bool) -> Prepared | None:
+    def prepare(
+        self, plan: Plan | None, shape: torch.Size, wants_last: bool, has_state: bool
+    ) -> Prepared | None:
         """Kernels bound to all arguments but the tensors' addresses, which saves time in short calls.
 
         None for steps with parameters, matrices or random numbers.
         """
         if self.step.arguments or self.step.draws:
             return None
-        empty_like, last_count = torch.empty_like, (len(self.step.states) - 1) * wants_last
-        layouts = [(tuple(shape[1:]), self.dtype)] * last_count
-        layouts += self.residual_shapes(shape[0], shape[1:]) if plan else []
-        templates = [torch.empty(size, dtype=dtype, device="cpu") for size, dtype in layouts]
-        for template in templates:
+        empty_like, count, dtype = torch.empty_like, len(self.step.states), self.dtype
+        last_count, initial_names = count * wants_last, self._initial_names if has_state else ()
+        step_shape, step_bytes = shape[1:], shape[1:].numel() * self.size
+        before_last = (shape[0] - 1) * step_bytes
+        layouts = [(tuple(step_shape), dtype)] * last_count
+        layouts += self.residual_shapes(shape[0], step_shape) if plan else []
+        templates = [torch.empty(size, dtype=kind, device="cpu") for size, kind in layouts]
+        state_template = torch.empty(step_shape, dtype=dtype, device="cpu")
+        for template in (*templates, state_template):
             template.untyped_storage().resize_(0)  # their shapes and dtypes are needed, not their memory
-        names = ("input", "outputs", *self._last_names[:last_count], *(plan.names if plan else ()))
-        run_forward = self._prepared("forward", plan, shape, names)
+        names = ("input", *initial_names, "outputs", *self._last_names[:last_count])
+        run_forward = self._prepared("forward", plan, shape, (*names, *(plan.names if plan else ())))
 
-        def forward(inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        def accepts(state: object) -> bool:
+            """Whether the kernels read `state` as it is."""
+            if type(state) is not tuple or len(state) != count:
+                return False
+            for value in state:
+                if type(value) is not Tensor or value.shape != step_shape or value.dtype is not dtype:
+                    return False
+                if not value.is_cpu or value.layout is not torch.strided or not value.is_contiguous():
+                    return False
+                if value.is_neg():
+                    return False
+            return True
+
+        def forward(inputs: Tensor, initial: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
             """The outputs, the last states, and the residuals."""
             outputs, results = unaliased(inputs), [empty_like(template) for template in templates]
-            run_forward([tensor.data_ptr() for tensor in (inputs, outputs, *results)])
+            run_forward([tensor.data_ptr() for tensor in (inputs, *initial, outputs, *results)])
+            if last_count:
+                ctypes.memmove(
+                    results[last_count - 1].data_ptr(), outputs.data_ptr() + before_last, step_bytes
+                )
             return outputs, results[:last_count], results[last_count:]
 
         if plan is None:
-            return Prepared(forward, None)
-        saved_names = (*["input"] * plan.reads_input, *plan.names)
-        run_backward = self._prepared("backward", True, shape, ("grad_outputs", "grad_input", *saved_names))
+            return Prepared(accepts, forward, None)
+        saved_names = (*["input"] * plan.reads_input, *(initial_names[i] for i in plan.first * has_state))
+        grad_names = *self._last_grad_names[: max(0, last_count - 1)], *(self._initial_grad_names * has_state)
+        run_backward = self._prepared(
+            *("backward", True, shape),
+            ("grad_outputs", "grad_input", *grad_names, *saved_names, *plan.names),
+        )
 
-        def backward(saved: Sequence[Tensor], grad_outputs: Tensor) -> Tensor:
-            """The gradient of the inputs."""
+        def backward(
+            saved: Sequence[Tensor],
+            grad_outputs: Tensor,
+            last_grads: Sequence[Tensor | None],
+            wants_first: bool,
+        ) -> tuple[Tensor, list[Tensor]]:
+            """The gradients of the inputs and of the initial states."""
             grad_input = unaliased(grad_outputs)
+            grads = [empty_like(state_template) for _ in initial_names] if wants_first else []
             saved = [tensor.contiguous() for tensor in saved]  # hooks for saved tensors may change strides
-            run_backward([tensor.data_ptr() for tensor in (grad_outputs, grad_input, *saved)])
-            return grad_input
+            addresses = [grad_outputs.data_ptr(), grad_input.data_ptr()]
+            addresses += [0 if grad is None else grad.data_ptr() for grad in last_grads]
+            addresses += [grad.data_ptr() for grad in grads] or [0] * len(initial_names)
+            run_backward(addresses + [tensor.data_ptr() for tensor in saved])
+            return grad_input, grads
 
-        return Prepared(forward, backward)
+        return Prepared(accepts, forward, backward)
 
     def _prepared(
         self, direction: str, variant: Variant, shape: torch.Size, names: tuple[str, ...]
