@@ -179,8 +179,8 @@ class Reading:
             self._read_product(node, name)
             return
         if target is operator.getitem:
-            nodes_alike = self.once if used[0] in self.once else self.after
-            nodes_alike.add(node)
+            constants_or_sums = self.once if used[0] in self.once else self.after
+            constants_or_sums.add(node)
             return
         if name in MOVES and used[0] in self.values:
             self._move(node, used[0])
