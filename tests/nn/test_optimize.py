@@ -173,6 +173,13 @@ def test_a_network_that_joins_time_and_batch_itself_keeps_its_axes(batch):
     same(results(net, x), results(reference, x))
 
 
+def test_a_mean_that_torch_takes_over_time_stays():
+    """``AdaptiveAvgPool2d(1)`` of torch is a mean over the last two axes, of any number of axes."""
+    net = nn.Sequential(hb.EachStep(nn.Conv2d(2, 4, 3)), hb.IF(), nn.AdaptiveAvgPool2d(1), nn.Flatten(2))
+    expected = net(X)
+    torch.testing.assert_close(hb.optimize(net, X, verbose=False)(X), expected)
+
+
 def test_normalization_of_other_axes_is_named():
     net = hb.optimize(nn.Sequential(nn.BatchNorm1d(8), hb.IF()), verbose=False)
     with pytest.raises(ValueError, match=r"must be \[T, batch, 8\] or .*, got shape \(5, 8, 3\)"):

@@ -42,6 +42,8 @@ _UNCHANGED = {
     "Conv3d": "a window over three dimensions is torch's",
 }
 """Layers that keep their class, with the reason."""
+_AMBIGUOUS = nn.BatchNorm1d, nn.Flatten
+"""Layers that take inputs with and without time with the same number of dimensions."""
 _OF_IMAGES = tuple(kind for kind in OVER_STEPS if kind.__name__.endswith("2d"))
 
 
@@ -131,7 +133,8 @@ def table(net: nn.Module) -> str:
 def _change_layers(net: nn.Module, *, add_time: bool = True) -> None:
     """Changes the classes of all layers of `net`, except those within the step of another layer.
 
-    With `add_time`, layers outside of :class:`EachStep` take inputs with a time axis.
+    With `add_time`, also layers outside of :class:`EachStep` whose input may have time or not, with the same
+    number of dimensions, take it with time.
     """
     wrappers = [module for module in net.modules() if isinstance(module, EachStep)]
     ids_in_wrappers = {id(submodule) for wrapper in wrappers for submodule in wrapper.module.modules()}
@@ -140,11 +143,11 @@ def _change_layers(net: nn.Module, *, add_time: bool = True) -> None:
     _replace_pruned(net, ids_in_layers)
     takes_images = any(isinstance(module, _OF_IMAGES) for module in net.modules())
     is_over_time = any(isinstance(module, Stateful) for module in net.modules())
-    over_steps = _LAYERS | FOR_SEQUENCES if is_over_time and not takes_images else _LAYERS
+    over_steps = _LAYERS | FOR_SEQUENCES if add_time and is_over_time and not takes_images else _LAYERS
     for module in net.modules():
         kind = type(module)
         if id(module) not in ids_in_layers and kind in _LAYERS:
-            has_time = add_time and id(module) not in ids_in_wrappers
+            has_time = id(module) not in ids_in_wrappers and (add_time or kind not in _AMBIGUOUS)
             _change(module, (over_steps if has_time else EVENT_CLASSES).get(kind, kind))
 
 
