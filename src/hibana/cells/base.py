@@ -109,11 +109,11 @@ class Cell(nn.Module):
 
     def rests_at_zero(self) -> bool:
         """Whether all tensors of :meth:`initial_state` are zeros; kernels then need no initial state."""
-        return self._has_initial_state_of(Cell)
+        return self._starts_with(Cell.initial_state)
 
-    def _has_initial_state_of(self, kind: type["Cell"]) -> bool:
-        """Whether `kind` defines :meth:`initial_state`, not a subclass of it or this object."""
-        return getattr(self.initial_state, "__func__", None) is kind.initial_state
+    def _starts_with(self, method: object) -> bool:
+        """Whether :meth:`initial_state` is `method` of a class, which no subclass or object replaced."""
+        return getattr(self.initial_state, "__func__", None) is method
 
 
 class BuiltIn(Cell):

@@ -62,4 +62,4 @@ class IFCell(Spiking):
 
     def rests_at_zero(self) -> bool:
         is_zero = not isinstance(self.initial, Tensor) and self.initial == 0
-        return is_zero and self._has_initial_state_of(IFCell)
+        return is_zero and self._starts_with(IFCell.initial_state)

@@ -95,7 +95,7 @@ class LIFCell(Spiking):
 
     def rests_at_zero(self) -> bool:
         is_zero = not isinstance(self.rest, Tensor) and self.rest == 0
-        return is_zero and self._has_initial_state_of(LIFCell)
+        return is_zero and self._starts_with(LIFCell.initial_state)
 
     def _leaked(self, v: Tensor) -> Tensor:
         """The potential `v` after one step of the leak towards `rest`."""

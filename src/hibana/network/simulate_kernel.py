@@ -67,7 +67,7 @@ SPINS = 100 if SLEEPS is None else 300
 """Reads of the barrier's counter, some microseconds, before a waiting thread sleeps, or lets others run.
 
 Measured on two cores of an AMD EPYC (Zen 4) with 5,000 neurons: with 100 a simulation alone takes up to twice
-as long, and with 3,000 it takes 1.3 times as long beside one busy process per core.
+as long, and with 3,000 beside busy processes 1.2 to 1.7 times as long as with 300.
 """
 
 INTEGERS = (
