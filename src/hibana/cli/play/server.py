@@ -39,7 +39,7 @@ THEME = Theme(json={"attrs": {name: {"stylesheets": [DARK % ":host"]} for name i
 """Inverts each figure and widget; a figure of data has a style of its own, and so keeps its colours."""
 
 
-class _ForeignHost(Matcher):  # type: ignore[misc] # tornado has no types for mypy
+class _ForeignHost(Matcher):
     """Matches requests for hosts that are not this machine."""
 
     def match(self, request: HTTPServerRequest) -> dict[str, Any] | None:

@@ -136,14 +136,8 @@ class Events(UserData):
         duration = lengths[min(len(lengths) - 1, len(lengths) * 9 // 10)]
         if duration <= 0:
             raise ValueError("recordings must have a duration, all events of these have the same time")
-        for name, events in zip(raw.names, raw.values, strict=True) if self.size is None else ():
-            x, y = events[:, 1:3].max(axis=0)
-            if max(x, y) >= MOST_SIDE:
-                raise ValueError(
-                    f"recording {name} of {self.source_name} has an event at {max(x, y):.0f} pixels; sensors "
-                    f"have at most {MOST_SIDE:,} on a side unless their size is named (--size), which leaves "
-                    f"events outside of it out"
-                )
+        if self.size is None:
+            self._check_sensor(raw)
         # columns 1, 2 and 3 of the events are x, y and the polarity
         width, height, polarities = (
             int(max(events[:, k].max() for events in raw.values)) + 1 for k in (1, 2, 3)
@@ -151,6 +145,17 @@ class Events(UserData):
         height, width = self.size or (height, width)
         raw.summary += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
         return EventInputs(height, width, min(polarities, 2), duration, self.steps, self.bins)
+
+    def _check_sensor(self, raw: RawSamples) -> None:
+        """Raises a ValueError that names a recording with an event beyond the largest sensors."""
+        for name, events in zip(raw.names, raw.values, strict=True):
+            x, y = events[:, 1:3].max(axis=0)
+            if max(x, y) >= MOST_SIDE:
+                raise ValueError(
+                    f"recording {name} of {self.source_name} has an event at {max(x, y):.0f} pixels; sensors "
+                    f"have at most {MOST_SIDE:,} on a side unless their size is named (--size), which leaves "
+                    f"events outside of it out"
+                )
 
 
 def read_events(path: Path) -> Array:

@@ -101,8 +101,7 @@ class TableInputs(Inputs):
         for column in self.columns:
             if column.categories:
                 present = values[column.name].dropna()
-                cells = dict(zip(texts(present.tolist()), present.index, strict=True))
-                for cell in (cell for cell in cells if cell not in column.categories):
+                for cell in sorted(set(texts(present.tolist())) - set(column.categories)):
                     return f"column {column.name!r} has {cell!r}, which is not in the training data"
         names = [f"column {c.name!r}" for c in self.columns for _ in range(len(c.categories) or 1)]
         return self.scale.difference_from_training(self.features(values), names)
