@@ -77,8 +77,8 @@ def does_not_change(value: Any) -> bool:
 def reads_state(value: Any) -> bool:
     """Whether `value` is a function of torch, NumPy or Python that reads or sets a state of the process.
 
-    In torch, these are the functions of ``torch._C``, whose operations are in other modules, and functions in
-    Python that read a variable or attribute and can be called without an argument.
+    In torch, these are the functions of :data:`torch_internals.STATE`, and functions in Python that read a
+    variable or attribute and can be called without an argument.
     """
     if isinstance(value, types.BuiltinFunctionType) and value.__self__ is torch_internals.STATE:
         return True
