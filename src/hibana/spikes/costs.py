@@ -33,7 +33,9 @@ MULTIPLY_MKL, MULTIPLY, MULTIPLY_FULL, MULTIPLY_UNKNOWN = 0.020, 0.0155, 0.011, 
 """A multiplication and addition of torch's dense product: of linear layers by MKL with half-width units
 (AVX2, all of AMD's processors), of convolutions by oneDNN there, and of both with full-width AVX-512 units.
 The last is for processors other than x86, on which nothing was measured: events must pay by far."""
-LOOK, CALL, LEARNING_CALL, RESTRICT = 60e3, 100e3, 300e3, 20e3
+NARROW, NARROW_FACTOR = 16, 2.2
+"""Most outputs of a linear product for which MKL takes so many times as long with half-width units."""
+LOOK, CALL, LEARNING_CALL, RESTRICT = 60e3, 100e3, 200e3, 20e3
 """What a call takes beside its kernels, more than torch's: to sample the density of an input; to compute it
 per spike, in inference and with the autograd node; to restrict an input gradient."""
 COLD = 2.5
@@ -126,6 +128,8 @@ def estimate(key: Key, threads: int) -> Costs:
     restricted = PerSpike(cleared, lists * LIST * step, products * dot * step, float("inf"))
     dense = key.rows * key.inputs * -(-key.outputs // VECTOR) * VECTOR * share  # narrow ones are padded
     is_linear = key.product.startswith("linear")
+    if is_linear and key.outputs <= NARROW and _multiply_add(True) == MULTIPLY_MKL:
+        dense *= NARROW_FACTOR
     return Costs(
         forward,
         dense * _multiply_add(is_linear),

@@ -143,12 +143,12 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]] | None = N
     times = _times(key, ones / key.planes, calls)
     if times is None:
         return _estimated(key, ones, torch.get_num_threads())
-    forward, dense_forward, scan = times[0], times[1], times[-1]
+    forward, dense_forward = times[:2]
     gradient, dense_gradient = times[2:4] if key.learning else (0.0, 0.0)
     description = f"forward takes {forward / dense_forward:.2f} of torch's time"
     if key.learning:
         description += f" and the weights' gradient {gradient / dense_gradient:.2f}"
-    choice = _fastest(key.learning, forward, dense_forward, gradient, dense_gradient, scan)
+    choice = _fastest(key.learning, forward, dense_forward, gradient, dense_gradient, times[-1])
     return choice._replace(times=description)
 
 
