@@ -78,7 +78,8 @@ class NetworkView:
     def _make_figures(self) -> None:
         """Creates the figures of the input and of the readout, with empty data."""
         self._picture = empty("image", "dw", "dh")
-        transparent = dict.fromkeys(("background_fill_color", "border_fill_color", "outline_line_color"))
+        backgrounds = ("background_fill_color", "border_fill_color", "outline_line_color")
+        transparent: dict[str, Any] = dict.fromkeys(backgrounds)
         self._input = new_figure(
             "Input", height=320, name="input", stylesheets=[":host {filter: none}"], **transparent
         )
