@@ -78,8 +78,11 @@ class NetworkView:
     def _make_figures(self) -> None:
         """Creates the figures of the input and of the readout, with empty data."""
         self._picture = empty("image", "dw", "dh")
-        self._input = new_figure("Input", height=320, name="input", stylesheets=[":host {filter: none}"])
-        self._input.update(background_fill_color=None, border_fill_color=None, outline_line_color=None)
+        backgrounds = ("background_fill_color", "border_fill_color", "outline_line_color")
+        transparent: dict[str, Any] = dict.fromkeys(backgrounds)
+        self._input = new_figure(
+            "Input", height=320, name="input", stylesheets=[":host {filter: none}"], **transparent
+        )
         grey = {"axis_line_color": GREY, "major_tick_line_color": GREY, "minor_tick_line_color": None}
         for axis in self._input.axis:
             axis.update(**grey, axis_label_text_color=GREY, major_label_text_color=GREY)
