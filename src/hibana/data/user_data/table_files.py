@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 MAX_COLUMNS = 1 << 16
-"""Columns of a table; measurements of gene expression have up to 60,000, which take ten seconds."""
+"""Columns of a table; measurements of gene expression have up to 60,000, which take half a minute."""
 PLAIN = "column "
 """Prefix of the column names of a table without a header; the column's number follows."""
 SAMPLE = 1 << 16
