@@ -349,12 +349,16 @@ def test_a_graph_in_a_graph_in_a_graph():
         (hb.Recurrent(hb.IFCell(), 4, nn.Sequential(nn.Linear(4, 4), nn.ReLU())), "way back"),
         (nn.ReLU(), "ReLU is not a supported layer"),
         (hb.CubaLIF(float("inf")), "finite time constants"),
-        (hb.IF(torch.ones(3)), "must match the size"),
     ],
 )
 def test_layers_that_nir_cannot_represent_are_named(layer, message):
     with pytest.raises(ValueError, match=rf"layer '1['.].*{re.escape(message)}"):
         write(nn.Sequential(nn.Linear(2, 4), layer))
+
+
+def test_a_neuron_with_a_value_of_another_size_is_named():
+    with pytest.raises(ValueError, match=r"(?s)threshold of IFCell must be one number .*layer '1' \(IF\)"):
+        write(nn.Sequential(nn.Linear(2, 4), hb.IF(torch.ones(3))))
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 """The report of :func:`hibana.from_ann`: firing rates against activations, and accuracy against time."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from hibana.compiler import State
 from hibana.nn.layers import run
@@ -118,11 +117,12 @@ def sum_outputs(
 
     def add(module: nn.Module, args: Any, result: Any) -> None:
         """Adds the outputs of `module`, summed over time, to its total."""
-        if (name := name_of.get(module)) is not None:
-            outputs = result[0] if isinstance(result, tuple) else result
-            totals[name] = totals.get(name, 0) + (outputs.sum(0) if over_time else outputs)
+        name, outputs = name_of[module], result[0] if isinstance(result, tuple) else result
+        totals[name] = totals.get(name, 0) + (outputs.sum(0) if over_time else outputs)
 
-    with register_module_forward_hook(add):
+    with ExitStack() as hooks:
+        for module in name_of:
+            hooks.enter_context(module.register_forward_hook(add))
         yield totals
 
 

@@ -158,5 +158,5 @@ def _caches() -> tuple[int, int]:
     sizes = [(folder / f"index{index}/size") for index in (2, 3)]
     if not all(path.is_file() for path in sizes):
         return CACHES
-    l2, last = (int(path.read_text().strip().rstrip("K")) << 10 for path in sizes)
+    l2, last = (int(path.read_text(encoding="utf-8").strip().rstrip("K")) << 10 for path in sizes)
     return l2, last
