@@ -253,6 +253,14 @@ def test_inputs_without_a_time_axis_are_refused():
     with pytest.raises(ValueError, match=r"one step of the input, \[5\], got shape \[4, 1\]"):
         hb.IF(torch.ones(4, 1))(torch.rand(4, 5))
 
+    class Own(hb.Cell):
+        def forward(self, input_, v_previous, s_previous):
+            v = v_previous * (1 - s_previous) + input_
+            return v, hb.spike(v - torch.ones(5))
+
+    with pytest.raises(ValueError, match=r"got shape \(5,\): of a step of \(\) Own makes \(5,\)"):
+        hb.unroll(Own(), torch.rand(5), backend="reference")
+
 
 @pytest.mark.parametrize("cell", [hb.IF, hb.CubaLIF, hb.PLIF])
 def test_single_steps_equal_one_call_over_all_steps(cell):
