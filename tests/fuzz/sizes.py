@@ -199,9 +199,10 @@ def _wrap(
 
 def _normalization(draw: random.Random, kind: Any, channels: int) -> nn.Module:
     """Batch normalization without rounding: the factor is 1 or 2."""
-    norm: nn.Module = kind(channels, eps=0.0, affine=draw.random() < 0.5)
+    eps = 2.0**-10  # torch 2.10 refuses 0
+    norm: nn.Module = kind(channels, eps=eps, affine=draw.random() < 0.5)
     norm.running_mean.copy_(torch.randint(-2, 3, (channels,)) / 8)
-    norm.running_var.fill_(draw.choice([0.25, 1.0]))
+    norm.running_var.fill_(draw.choice([0.25, 1.0]) - eps)
     return norm
 
 
