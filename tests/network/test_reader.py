@@ -283,16 +283,22 @@ def build_normalized():
     )
 
 
-@pytest.mark.parametrize("change", [lambda net: net, lambda net: hb.optimize(net, ROWS, verbose=False)])
-def test_normalization_in_each_step_after_a_layer_over_time(change):
-    torch.manual_seed(0)
-    net = change(build_normalized())
+def normalized_outputs(net):
+    """The outputs of `net` in evaluation, after five batches have set the statistics of its normalization."""
     for _ in range(5):
         net(ROWS)
     net.eval()
     with torch.no_grad():
-        expected = net(ROWS)
-    assert expected.std() > 0
+        outputs = net(ROWS)
+    assert outputs.std() > 0
+    return outputs
+
+
+@pytest.mark.parametrize("change", [lambda net: net, lambda net: hb.optimize(net, ROWS, verbose=False)])
+def test_normalization_in_each_step_after_a_layer_over_time(change):
+    torch.manual_seed(0)
+    net = change(build_normalized())
+    expected = normalized_outputs(net)
     torch.testing.assert_close(hb.compile(net, ROWS)(ROWS), expected)
     torch.testing.assert_close(in_order(net, ROWS)(ROWS), expected)
     assert "net_step" in hb.convert.to_c(net, ROWS).source
@@ -305,12 +311,7 @@ def test_normalization_without_weights():
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, affine=False))
     net = nn.Sequential(hb.EachStep(layers), hb.IF(0.5), nn.Linear(8, 2), hb.LI())
-    for _ in range(5):
-        net(ROWS)
-    net.eval()
-    with torch.no_grad():
-        expected = net(ROWS)
-    assert expected.std() > 0
+    expected = normalized_outputs(net)
     torch.testing.assert_close(hb.compile(net, ROWS)(ROWS), expected)
     torch.testing.assert_close(hb.fold_batchnorm(net)(ROWS), expected)
     hb.quantize(net, ROWS)
