@@ -12,12 +12,15 @@ from torch import nn
 import hibana as hb
 from hibana.compiler import checks
 from hibana.compiler.graph.ops import Unsupported
-from hibana.runtime import available, threads
+from hibana.runtime import available, build, threads
+from hibana.spikes import select
 
 NO_LLVM = "llvmlite can't compile for this processor"
 
 
 def _without_llvmlite(monkeypatch):
+    build.compresses.cache_clear()  # as in a process that has not loaded llvmlite
+    select._is_promising.cache_clear()
     monkeypatch.setitem(sys.modules, "llvmlite", None)
     monkeypatch.setitem(sys.modules, "llvmlite.binding", None)
 

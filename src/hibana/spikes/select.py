@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from hibana.runtime.available import unavailable_reason
 from hibana.spikes.costs import Key, estimate
 
 __all__ = ["ALL", "Call", "Choice", "Key", "choose", "is_promising", "is_tuning", "restricts_gradient"]
@@ -90,12 +91,18 @@ def is_promising(key: Key, learning: bool) -> bool:
     """Whether to look at the density of an input: whether candidates per spike can be faster.
 
     If torch takes little time, they must be faster at every density, since the look would be lost otherwise.
+    Without native code nothing can be estimated, and the answer is true: the layer then states the reason.
 
     Args:
         key: kind and sizes of the product; its field `learning` is not read.
         learning: whether the weights get a gradient.
     """
-    return is_tuning() or _is_tuned(key) or _is_promising(key, learning, torch.get_num_threads())
+    return (
+        is_tuning()
+        or _is_tuned(key)
+        or bool(unavailable_reason())
+        or _is_promising(key, learning, torch.get_num_threads())
+    )
 
 
 def _is_tuned(key: Key) -> bool:
