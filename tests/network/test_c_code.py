@@ -6,8 +6,9 @@ import subprocess
 import pytest
 
 from c_programs import needs_cc
-from hibana.network.c.code import CWriter
+from hibana.network.c.printer import CPrinter
 from hibana.runtime.kernels import Code, Longs, Value, assemble, kernel, pack_arguments, run
+from hibana.runtime.loops import Array
 
 
 def fill(code: Code, out: Longs, count: int) -> None:
@@ -32,15 +33,26 @@ def filled(code: Code, begin: Value, end: Value, *, out: Longs) -> None:
     fill(code, out, 11)
 
 
+def writing(kind: str) -> tuple[Code, Longs]:
+    """A function, and the array ``out`` of C's type `kind`."""
+    code = Code()
+    return code, Longs(code.builder, Array(None, name="out", kind=kind))
+
+
+def printed(code: Code) -> list[str]:
+    """The lines of C of the statements of `code`."""
+    return CPrinter().lines(code.builder.take())
+
+
 @needs_cc
 def test_loops_compute_the_same_in_c_and_llvm(tmp_path):
     native = (ctypes.c_int64 * 22)()
     built = assemble(filled.source(), "filled")
     run(built.address, 1, pack_arguments([ctypes.addressof(native)]))
-    writer = CWriter()
-    fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
+    code, out = writing("int64_t")
+    fill(code, out, 11)
     print_loop = 'for (int i = 0; i < 22; i++) printf("%ld ", (long)out[i]);'
-    main = "\n".join(["static int64_t out[22];", *writer.take_lines(), print_loop])
+    main = "\n".join(["static int64_t out[22];", *printed(code), print_loop])
     file, binary = tmp_path / "loops.c", tmp_path / "loops"
     file.write_text(f"#include <stdint.h>\n#include <stdio.h>\nint main(void) {{\n{main}\n}}\n")
     command = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", binary, file]
@@ -51,9 +63,9 @@ def test_loops_compute_the_same_in_c_and_llvm(tmp_path):
 
 
 def test_generated_c_is_readable():
-    writer = CWriter()
-    fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
-    lines = [line.strip() for line in writer.take_lines()]
+    code, out = writing("int64_t")
+    fill(code, out, 11)
+    lines = [line.strip() for line in printed(code)]
     for line in (
         "for (int j = i / 2; j < i + 3; j++) {",
         "if (j % 2 == 0 || (j > i && j != 7)) {",
@@ -65,21 +77,22 @@ def test_generated_c_is_readable():
 
 
 def test_a_value_read_before_a_possible_change_needs_a_name():
-    writer = CWriter()
-    code, out = Code(writer), Longs(writer, writer.array("out", "int32_t"))
+    code, out = writing("int32_t")
     first = out[0]
     out[0] = 5
+    out[1] = first
     with pytest.raises(RuntimeError, match=r"out\[0\] was read before a statement that may change it"):
-        out[1] = first
-    with pytest.raises(RuntimeError, match=r"the loop's end out\[0\] is read"), code.loop(0, out[0]):
+        printed(code)
+    with code.loop(0, out[0]):
         pass
+    with pytest.raises(RuntimeError, match=r"the loop's end out\[0\] is read"):
+        printed(code)
 
 
 def test_inner_blocks_do_not_reuse_names_of_outer_blocks():
-    writer = CWriter()
-    code = Code(writer)
+    code = Code()
     for _ in range(2):
         with code.loop(0, 3, name="i") as outer, code.loop(0, outer, name="i"):
             pass
-    loops = [line.strip() for line in writer.take_lines() if "for" in line]
+    loops = [line.strip() for line in printed(code) if "for" in line]
     assert loops == [*["for (int i = 0; i < 3; i++) {", "for (int i2 = 0; i2 < i; i2++) {"] * 2]

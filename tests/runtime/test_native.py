@@ -25,10 +25,21 @@ from hibana.runtime.kernels import (
     Pointer,
     Shorts,
     Value,
+    definition,
     external_function,
     function,
     kernel,
+    module,
 )
+from interpreter import checked
+
+
+@pytest.fixture(autouse=True)
+def _also_interpreted():
+    """Every kernel of this file also runs in the interpreter, which checks each access."""
+    with checked("calling", "chosen", "memory"):
+        yield
+
 
 SAMPLE = [0, 1, 2, 3, 5, 63, 64, 1 << 40, -1, -7]
 BINARY = {
@@ -297,7 +308,7 @@ def test_each_set_bit_is_visited_once_from_the_lowest():
 
 def _lines(body, *names) -> list[str]:
     """Lines of the LLVM function of `body`, with 64-bit integer arguments called `names`."""
-    return function("written", body, dict.fromkeys(names, LONG)).texts[-1].split("\n")
+    return module(definition("written", body, dict.fromkeys(names, LONG), "internal")).split("\n")
 
 
 def _between(lines: list[str], instruction: str, first: str, last: str) -> bool:
@@ -314,8 +325,8 @@ def test_divisions_and_changed_values_stay_in_their_loop():
         return total.value
 
     lines = [line.strip() for line in _lines(body, "count", "by")]
-    assert _between(lines, "udiv i64 %count, %by", "i2.body", "i2.again")
-    assert _between(lines, "mul i64", "i2.body", "i2.again")
+    assert _between(lines, "udiv i64 %count, %by", ".i2.body", ".i2.again")
+    assert _between(lines, "mul i64", ".i2.body", ".i2.again")
 
 
 def test_loops_within_and_after_loops_and_conditions():
@@ -414,7 +425,7 @@ def test_mistakes_raise_an_error_while_the_kernel_is_written():
         code.variable(0).value = code.constant(1.0, FLOAT)
     with pytest.raises(TypeError, match="yes or no must be a value of the kernel, got 1 and 2"):
         code.constant(1).equals(1).select(1, 2)
-    with pytest.raises(TypeError, match=r"@norm takes \['ptr', 'double'\], got \['ptr', 'i64'\]"):
+    with pytest.raises(TypeError, match=r"norm takes \['ptr', 'double'\], got \['ptr', 'i64'\]"):
         NORM(code, code.array(Doubles, 1), code.constant(1))
-    with pytest.raises(AssertionError, match="@doubled returns nothing"):
+    with pytest.raises(AssertionError, match="doubled returns nothing"):
         DOUBLED(code, code.array(Doubles, 1))

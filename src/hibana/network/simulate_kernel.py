@@ -10,7 +10,6 @@ together and wait for each other once per step. At each step, a part
    the neurons that fired as bits.
 """
 
-import functools
 import platform
 import sys
 from collections.abc import Mapping
@@ -40,7 +39,7 @@ from hibana.runtime.kernels import (
     external_function,
     function,
     kernel,
-    source,
+    module,
 )
 
 __all__ = ["BLOCK", "SEGMENTS", "WORD", "WORDS", "Program", "index_parts"]
@@ -138,13 +137,12 @@ class Program:
             [neurons_pass], lambda array, i: self.arguments["constants" if array == "c" else array][i]
         )
         self._write()
-        head = "define void @simulate(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
-        self.kernel = assemble(source([*self.code.texts, self.code.text(head)]), "simulate")
+        self.kernel = assemble(module(self.code.kernel("simulate")), "simulate")
 
     def _write(self) -> None:
         """Writes all steps."""
         code, a = self.code, self.arguments
-        begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
+        begin, end = code.begin, code.end
         with code.loop(0, a["steps"]) as t:
             with code.loop(begin, end) as part:
                 self._deliver(part, t)
@@ -275,20 +273,10 @@ def _wait(code: Code, counter: Longs, arrived: Value, all_arrived: Value) -> Non
     A thread waits only after all its parts have arrived, so it does not matter how many threads run them.
     The second number of `counter` is the number of threads that sleep; the last thread to arrive wakes them.
     """
-    sleepers, spins, number = counter + 1, code.variable(0), functools.partial(Value, code.writer, LONG)
-
-    def add(pointer: Longs, value: Value | int) -> Value:
-        """Adds `value` to the number at `pointer`, and returns the earlier number."""
-        text = f"{value}" if isinstance(value, Value) else f"i64 {value}"
-        return number(code.writer.let("", f"atomicrmw add ptr {pointer.text}, {text} seq_cst, align 8"))
-
-    def load(pointer: Longs) -> Value:
-        """The number at `pointer`; later reads see what other threads wrote before they changed it."""
-        return number(code.writer.let("", f"load atomic i64, ptr {pointer.text} seq_cst, align 8"))
-
-    is_last = ~(add(counter, arrived) + arrived < all_arrived)
+    sleepers, spins = counter + 1, code.variable(0)
+    is_last = ~(counter.atomic_add(arrived) + arrived < all_arrived)
     with code.do_while() as repeat_if:
-        count = load(counter)
+        count = counter.atomic_load()
         waits = count < all_arrived
         with code.when(waits):
             if platform.machine().lower() in ("x86_64", "amd64"):
@@ -298,12 +286,12 @@ def _wait(code: Code, counter: Longs, arrived: Value, all_arrived: Value) -> Non
                 if SLEEPS is None:
                     _YIELD(code)
                 else:
-                    add(sleepers, 1)
+                    sleepers.atomic_add(1)
                     _futex(code, counter, _WAIT, count & 0xFFFFFFFF)  # returns if the number is another
-                    add(sleepers, -1)
+                    sleepers.atomic_add(-1)
         repeat_if(waits)
     if SLEEPS is not None:
-        with code.when(is_last & (load(sleepers) > 0)):
+        with code.when(is_last & (sleepers.atomic_load() > 0)):
             _futex(code, counter, _WAKE, code.constant((1 << 31) - 1))
 
 

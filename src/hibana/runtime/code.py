@@ -4,10 +4,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from hibana.runtime.loops import (
+    Allocate,
+    Assign,
+    Builder,
+    Define,
+    Definition,
+    Fence,
+    For,
+    If,
+    Lanes,
+    Load,
+    Parameter,
+    Read,
+    Repeat,
+    Result,
+    Scratch,
+)
 from hibana.runtime.pointers import Bytes, Kind, Longs, Pointer, value_or_pointer
 from hibana.runtime.types import BIT, LONG, Type
 from hibana.runtime.values import Operand, Value, constant
-from hibana.runtime.writer import Writer
 
 LINE = 64
 """Size of a cache line in bytes."""
@@ -18,66 +34,77 @@ _Pointer = TypeVar("_Pointer", bound=Pointer)
 class Variable:
     """A value that can be assigned, such as the accumulator of a loop; LLVM stores it in a register."""
 
-    def __init__(self, writer: Writer, type_: Type, name: str) -> None:
-        self._writer = writer
-        self._type = type_
-        self._name = name
+    def __init__(self, value: Value) -> None:
+        """Defines the variable, with the first value `value`."""
+        self._builder, self._type, self._variable = value.builder, value.type, Result(value.type)
+        self._builder.add(Define(self._variable, value.term))
 
     @property
     def value(self) -> Value:
         """The current value."""
-        return Value(self._writer, self._type, self._writer.load(self._type, self._name, ""))
+        result = Result(self._type)
+        self._builder.add(Read(result, self._variable))
+        return Value(self._builder, self._type, result)
 
     @value.setter
     def value(self, value: Operand) -> None:
         """Assigns `value`, a number or a kernel's value of the variable's type."""
         if not isinstance(value, Value):
-            value = constant(self._writer, self._type, value)
+            value = constant(self._builder, self._type, value)
         if value.type != self._type:
             raise TypeError(f"a variable of {self._type} cannot become {value.type}")
-        self._writer.store(value.type, value.text, self._name, "")
+        self._builder.add(Assign(self._variable, value.term))
 
 
 class Code:
     """Builds one function."""
 
-    def __init__(self, writer: Writer | None = None) -> None:
-        self.writer = writer or Writer()
-        self.texts: dict[str, None] = {}
-        """Definitions and declarations of the functions that this function calls, in order."""
+    def __init__(self) -> None:
+        self.builder = Builder()
+        self.range = Parameter(LONG, name="begin"), Parameter(LONG, name="end")
+        """The parameters of a kernel: the range of work items of a call, and the array of its arguments."""
+        self.packed_arguments = Parameter(None, name="args")
 
-    def text(self, head: str, result: Value | None = None) -> str:
-        """The function's IR: its signature `head`, its body, and the return of `result`."""
-        end = f"  ret {'void' if result is None else result}"
-        return "\n".join([f"{head} {{", *self.writer.variables, *self.writer.lines, end, "}"])
+    @property
+    def begin(self) -> Value:
+        """The first work item of a kernel's call."""
+        return Value(self.builder, LONG, self.range[0])
+
+    @property
+    def end(self) -> Value:
+        """The end of the work items of a kernel's call."""
+        return Value(self.builder, LONG, self.range[1])
+
+    def kernel(self, name: str) -> Definition:
+        """The kernel ``void name(begin, end, args)`` with the statements that were built."""
+        return Definition(name, (*self.range, self.packed_arguments), self.builder.take(), None, "kernel")
 
     def arguments(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
-        """Loads a kernel's arguments, addresses or integers of 64 bits, from ``%args``, by their names."""
-        arguments = {}
+        """Loads a kernel's arguments, addresses or integers of 64 bits, from ``args``, by their names."""
+        arguments, packed = {}, Longs(self.builder, self.packed_arguments)
         for i, (name, kind) in enumerate(kinds.items()):
-            place = Longs(self.writer, "%args") + i
-            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {place.text}")
-            arguments[name] = value_or_pointer(self.writer, kind, text)
+            result = Result(kind if isinstance(kind, Type) else None)
+            self.builder.add(Load(result, (packed + i).term, LONG.size))
+            arguments[name] = value_or_pointer(self.builder, kind, result)
         return arguments
 
     def constant(self, number: float, type_: Type = LONG) -> Value:
         """The constant `number`, in each element of `type_`."""
-        return constant(self.writer, type_, number)
+        return constant(self.builder, type_, number)
 
     def lane_indices(self, type_: Type) -> Value:
         """The vector 0, 1, 2, … of integers."""
-        lanes = ", ".join(f"{type_.element} {i}" for i in range(type_.width))
-        return Value(self.writer, type_, f"<{lanes}>")
+        return Value(self.builder, type_, Lanes(type_))
 
     def variable(self, value: Operand, type_: Type = LONG) -> Variable:
         """A new variable, initialized with `value`."""
-        if not isinstance(value, Value):
-            value = self.constant(value, type_)
-        return Variable(self.writer, value.type, self.writer.variable(value.type, value.text))
+        return Variable(value if isinstance(value, Value) else self.constant(value, type_))
 
     def array(self, kind: type[_Pointer], count: int) -> _Pointer:
         """Memory for `count` elements on the stack, aligned to a cache line."""
-        return kind(self.writer, self.writer.allocate("m", f"[{count} x {kind.element}], align {LINE}"))
+        result = Result(None)
+        self.builder.add(Allocate(result, kind.element, count, LINE))
+        return kind(self.builder, result)
 
     @contextmanager
     def loop(self, start: Operand, stop: Operand, step: Operand = 1, name: str = "") -> Iterator[Value]:
@@ -85,32 +112,32 @@ class Code:
 
         C code calls the index `name`.
         """
-        first, last, by = (x.text if isinstance(x, Value) else str(x) for x in (start, stop, step))
-        with self.writer.loop(first, last, by, name) as text:
-            yield Value(self.writer, LONG, text)
+        first, end, by = (self._long(x).term for x in (start, stop, step))
+        index = Result(LONG)
+        with self.builder.inside() as body:
+            yield Value(self.builder, LONG, index)
+        self.builder.add(For(index, first, end, by, tuple(body), name))
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """``if condition`` around the body of the ``with`` statement."""
-        with self.writer.when(condition.text):
+        with self.builder.inside() as body:
             yield
+        self.builder.add(If(condition.term, tuple(body)))
 
     def fence(self) -> None:
         """A sequentially consistent memory fence."""
-        self.writer.do("fence seq_cst")
+        self.builder.add(Fence())
 
     @contextmanager
     def each_bit(self, word: Value) -> Iterator[Value]:
         """A loop over the positions of the set bits of `word`, lowest first."""
-        remaining, name = self.variable(word), self.writer.fresh("b")
-        with self.writer.region():
-            self.writer.begin(f"{name}.test")
+        remaining = self.variable(word)
+        with self.when(word.differs(0)), self.do_while() as repeat_if:
             bits = remaining.value
-            with self.writer.inside(name, bits.differs(0).text):
-                yield bits.call("cttz", constant(self.writer, BIT, 1))
-                remaining.value = bits & (bits - 1)
-            self.writer.do(f"br label %{name}.test")
-        self.writer.label(f"{name}.done")
+            yield bits.call("cttz", self.constant(1, BIT))  # `bits` is not 0
+            remaining.value = bits & (bits - 1)
+            repeat_if(remaining.value.differs(0))
 
     @contextmanager
     def do_while(self) -> Iterator[Callable[[Value], None]]:
@@ -118,13 +145,11 @@ class Code:
 
         Yields a function that the body calls with the condition to repeat the loop.
         """
-        name, conditions = self.writer.fresh("r"), list[Value]()
-        with self.writer.region():
-            self.writer.begin(f"{name}.body")
+        conditions = list[Value]()
+        with self.builder.inside() as body:
             yield conditions.append
-            (condition,) = conditions
-            self.writer.do(f"br i1 {condition.text}, label %{name}.body, label %{name}.done")
-        self.writer.label(f"{name}.done")
+        (condition,) = conditions
+        self.builder.add(Repeat(tuple(body), condition.term))
 
     def vectors(self, count: Value, width: int) -> Iterator[tuple[Value, Value | None]]:
         """Yields the offset and the mask of the vectors of `width` elements that cover `count` elements.
@@ -147,14 +172,19 @@ class Code:
 
         Each array is aligned to a cache line.
         """
-        self.texts |= {"declare noalias ptr @malloc(i64)": None, "declare void @free(ptr)": None}
         begins, end = list[Value](), self.constant(0)
         for kind, count in parts:
             begins.append(end)
             size = (count if isinstance(count, Value) else self.constant(count)) * kind.element.size
             end = end + ((size + (LINE - 1)) & -LINE)
-        block = Bytes(self.writer, self.writer.let("", f"call ptr @malloc({end + LINE})"))
-        # `block` is LINE bytes longer than the arrays, which begin at the next multiple of LINE
-        aligned = block + ((0 - block.address()) & (LINE - 1))
-        yield tuple((aligned + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
-        self.writer.do(f"call void @free(ptr {block.text})")
+        memory, size = Result(None), end + LINE
+        with self.builder.inside() as body:
+            # the memory is LINE bytes longer than the arrays, which begin at the next multiple of LINE
+            block = Bytes(self.builder, memory)
+            aligned = block + ((0 - block.address()) & (LINE - 1))
+            yield tuple((aligned + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
+        self.builder.add(Scratch(memory, size.term, tuple(body)))
+
+    def _long(self, number: Operand) -> Value:
+        """`number` as a 64-bit integer of the kernel."""
+        return number if isinstance(number, Value) else self.constant(number)

@@ -1,8 +1,8 @@
 """Exports the names with which other packages write, compile and run kernels.
 
-`code`, `values` and `pointers` emit LLVM IR from Python expressions (`writer`), `build` compiles the IR and
-caches object code on disk, `threads` runs it on torch's threads, and `launcher` binds arguments by name. The
-first kernel that is compiled loads LLVM.
+`code`, `values` and `pointers` build the statements of `loops` from Python expressions, and `llvm` prints
+them as LLVM IR. `build` compiles the IR and caches object code on disk, `threads` runs it on torch's threads,
+and `launcher` binds arguments by name. The first kernel that is compiled loads LLVM.
 """
 
 from hibana.runtime.build import (
@@ -15,8 +15,9 @@ from hibana.runtime.build import (
     toolchain_folder,
 )
 from hibana.runtime.code import Code, Variable
-from hibana.runtime.functions import Function, external_function, function, source
+from hibana.runtime.functions import Function, definition, external_function, function
 from hibana.runtime.launcher import Launcher, address_of, kernel
+from hibana.runtime.llvm import module
 from hibana.runtime.pointers import Bytes, Doubles, Floats, Ints, Kind, Longs, Pointer, Shorts
 from hibana.runtime.threads import bind_kernel, pack_arguments, run
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type

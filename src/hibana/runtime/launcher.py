@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hibana.runtime.build import Kernel, assemble
 from hibana.runtime.code import Code
-from hibana.runtime.functions import source
+from hibana.runtime.llvm import module
 from hibana.runtime.pointers import Pointer
 from hibana.runtime.threads import pack_arguments, run
 from hibana.runtime.types import LONG
@@ -95,10 +95,8 @@ class Launcher:
         arguments = code.arguments({**signature.addresses, **dict.fromkeys(signature.integers, LONG)})
         for name, group in signature.groups.items():
             arguments[name] = group(**{integer: arguments.pop(integer) for integer in group.__annotations__})
-        begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
-        self.body(code, begin, end, **arguments, **options)
-        head = f"define void @{self.name}(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
-        return source([*code.texts, code.text(head)])
+        self.body(code, code.begin, code.end, **arguments, **options)
+        return module(code.kernel(self.name))
 
     def kernel(self, *options: Hashable) -> Kernel:
         """The compiled kernel for these values of its options."""

@@ -2,9 +2,25 @@
 
 from typing import Any, ClassVar, Self, TypeVar
 
+from hibana.runtime.loops import (
+    Array,
+    AtomicAdd,
+    AtomicLoad,
+    Builder,
+    Copy,
+    Fill,
+    Gather,
+    Load,
+    MaskedLoad,
+    MaskedStore,
+    Name,
+    Offset,
+    Prefetch,
+    Result,
+    Store,
+)
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type
 from hibana.runtime.values import Operand, Value, constant
-from hibana.runtime.writer import Writer
 
 
 class Pointer:
@@ -16,9 +32,15 @@ class Pointer:
         """Sets the element type of a subclass: ``class Floats(Pointer, element=FLOAT)``."""
         cls.element = element
 
-    def __init__(self, writer: Writer, text: str) -> None:
-        self.writer = writer
-        self.text = text
+    def __init__(self, builder: Builder, term: Result) -> None:
+        self.builder = builder
+        self.term = term
+        """The address in the data of :mod:`hibana.runtime.loops`."""
+
+    @property
+    def array(self) -> Array | None:
+        """The array that it points into, if it is known."""
+        return self.term if isinstance(self.term, Array) else self.term.array
 
     def __add__(self, count: Operand) -> Self:
         """The address `count` elements after this one."""
@@ -30,7 +52,7 @@ class Pointer:
 
     def of(self, kind: "type[_Pointer]") -> "_Pointer":
         """The same address, cast to the pointer type `kind`."""
-        return kind(self.writer, self.text)
+        return kind(self.builder, self.term)
 
     def __getitem__(self, index: Operand) -> Value:
         """Loads the element `index`."""
@@ -43,81 +65,96 @@ class Pointer:
     def load(self, width: int = 1, mask: Value | None = None, align: int = 0, other: float = 0) -> Value:
         """Loads an element, or a vector of `width`; elements outside of `mask` are `other`."""
         type_ = self.element.of(width)
-        align = align or self.element.size
+        result, align = Result(type_), align or self.element.size
         if mask is None:
-            return Value(self.writer, type_, self.writer.load(type_, self.text, f", align {align}"))
-        options = f"i32 {align}, {mask}, {constant(self.writer, type_, other)}"
-        call = f"call {type_} @llvm.masked.load.{type_.mangled}.p0(ptr {self.text}, {options})"
-        return Value(self.writer, type_, self._let(call))
+            self.builder.add(Load(result, self.term, align))
+        else:
+            elsewhere = constant(self.builder, type_, other).term
+            self.builder.add(MaskedLoad(result, self.term, align, mask.term, elsewhere))
+        return Value(self.builder, type_, result)
 
     def store(
         self, value: Operand, mask: Value | None = None, align: int = 0, *, nontemporal: bool = False
     ) -> None:
         """Stores an element, or a vector, whose elements outside of `mask` are not stored."""
         if not isinstance(value, Value):
-            value = constant(self.writer, self.element, value)
+            value = constant(self.builder, self.element, value)
         align = align or self.element.size
-        if mask is not None:
-            name = f"@llvm.masked.store.{value.type.mangled}.p0"
-            self.writer.do(f"call void {name}({value}, ptr {self.text}, i32 {align}, {mask})")
-            return
-        hint = ", !nontemporal !0" if nontemporal else ""
-        self.writer.store(value.type, value.text, self.text, f", align {align}{hint}")
+        if mask is None:
+            self.builder.add(Store(self.term, value.term, align, nontemporal))
+        else:
+            self.builder.add(MaskedStore(self.term, value.term, align, mask.term))
 
     def gather(self, indices: Value, mask: Value | None = None) -> Value:
         """The elements at a vector of 32-bit `indices`; elements outside of `mask` are zero."""
         width = indices.type.width
-        type_, addresses = self.element.of(width), f"<{width} x ptr>"
-        places = self._let(f"getelementptr {self.element}, ptr {self.text}, {indices}")
-        lanes = constant(self.writer, BIT.of(width), 1) if mask is None else mask
-        options = f"i32 {self.element.size}, {lanes}, {constant(self.writer, type_, 0)}"
-        name = f"@llvm.masked.gather.{type_.mangled}.v{width}p0"
-        return Value(self.writer, type_, self._let(f"call {type_} {name}({addresses} {places}, {options})"))
+        lanes = constant(self.builder, BIT.of(width), 1) if mask is None else mask
+        type_ = self.element.of(width)
+        result = Result(type_)
+        other = constant(self.builder, type_, 0).term
+        self.builder.add(Gather(result, self.element, self.term, indices.term, lanes.term, other))
+        return Value(self.builder, type_, result)
 
     def clear(self, count: Operand, byte: int = 0) -> None:
         """Sets all bytes of `count` elements to `byte`."""
-        self.writer.clear(self.text, self.element.size, self._long(count).text, byte)
+        self.builder.add(Fill(self.term, self.element.size, self._long(count).term, byte))
 
     def prefetch(self, *, to_write: bool) -> None:
         """Prefetches the cache line of this address."""
-        self.writer.do(f"call void @llvm.prefetch.p0(ptr {self.text}, i32 {int(to_write)}, i32 3, i32 1)")
+        self.builder.add(Prefetch(self.term, to_write))
 
     def copy(self, source: "Pointer", count: Operand) -> None:
         """Copies `count` elements from `source`; the two arrays must not overlap."""
-        self.writer.copy(self.text, source.text, self.element.size, self._long(count).text)
+        self.builder.add(Copy(self.term, source.term, self.element.size, self._long(count).term))
+
+    def atomic_add(self, value: Operand) -> Value:
+        """Adds `value` to the element, sequentially consistent, and returns the earlier number."""
+        if not isinstance(value, Value):
+            value = constant(self.builder, self.element, value)
+        result = Result(self.element)
+        self.builder.add(AtomicAdd(result, self.term, value.term))
+        return Value(self.builder, self.element, result)
+
+    def atomic_load(self) -> Value:
+        """The element; later reads see what other threads wrote before they changed it."""
+        result = Result(self.element)
+        self.builder.add(AtomicLoad(result, self.term))
+        return Value(self.builder, self.element, result)
 
     def named(self, name: str) -> Self:
         """This address, which C code stores in a constant called `name`."""
-        return type(self)(self.writer, self.writer.name(None, self.text, name))
+        result = Result(None, self.array)
+        self.builder.add(Name(result, self.term, name))
+        return type(self)(self.builder, result)
 
     def replace_if(self, condition: Value, other: "Pointer") -> Self:
         """`other` if `condition` is true, else this address."""
-        return type(self)(self.writer, self._let(f"select {condition}, ptr {other.text}, ptr {self.text}"))
+        return type(self)(
+            self.builder, self.builder.let(None, "select", condition.term, other.term, self.term)
+        )
 
     def address(self) -> Value:
         """This address as an integer of 64 bits."""
-        return Value(self.writer, LONG, self._let(f"ptrtoint ptr {self.text} to i64"))
+        return Value(self.builder, LONG, self.builder.let(LONG, "address", self.term))
 
     @classmethod
     def from_address(cls, address: Value) -> Self:
         """The pointer for an address that :meth:`address` returned."""
-        return cls(address.writer, address.writer.let("", f"inttoptr {address} to ptr"))
+        return cls(address.builder, address.builder.let(None, "pointer", address.term))
 
     def is_not_null(self) -> Value:
         """Whether this is not the null pointer, which is the address of a tensor argument None."""
-        return Value(self.writer, BIT, self._let(f"icmp ne ptr {self.text}, null"))
+        return Value(self.builder, BIT, self.builder.let(BIT, "exists", self.term))
 
     def _long(self, count: Operand) -> Value:
         """`count` as a 64-bit integer of the kernel."""
-        return count if isinstance(count, Value) else constant(self.writer, LONG, count)
+        return count if isinstance(count, Value) else constant(self.builder, LONG, count)
 
     def _offset(self, element: Type, count: Operand) -> Self:
         """The address `count` elements of type `element` after this one."""
-        return type(self)(self.writer, self.writer.offset(element, self.text, self._long(count).text))
-
-    def _let(self, instruction: str) -> str:
-        """The text of the result of LLVM's `instruction`."""
-        return self.writer.let("", instruction)
+        result = Result(None, self.array)
+        self.builder.add(Offset(result, element, self.term, self._long(count).term))
+        return type(self)(self.builder, result)
 
 
 _Pointer = TypeVar("_Pointer", bound=Pointer)
@@ -125,9 +162,9 @@ Kind = Type | type[Pointer]
 """The type of a function's parameter: the type of a value, or a class of pointers."""
 
 
-def value_or_pointer(writer: Writer, kind: Kind, text: str) -> Any:
-    """The value or pointer of type `kind` with the LLVM identifier `text`."""
-    return Value(writer, kind, text) if isinstance(kind, Type) else kind(writer, text)
+def value_or_pointer(builder: Builder, kind: Kind, term: Result) -> Any:
+    """The value or pointer of type `kind` that `term` defines."""
+    return Value(builder, kind, term) if isinstance(kind, Type) else kind(builder, term)
 
 
 class Bytes(Pointer, element=BYTE):

@@ -19,7 +19,7 @@ from hibana.runtime.kernels import (
     Kind,
     Pointer,
     Value,
-    source,
+    module,
 )
 
 MKL_MODE = 0x2 | 0x100 | 0x140000
@@ -72,7 +72,6 @@ class KernelWriter(ABC):
         operations = sorted({op for pass_ in self.passes for op in pass_.operations})
         self.functions = {f"{op}_at": op for op in operations}
         self.code = Code()
-        self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
         self.arguments: tuple[str, ...] = ()
         self.addresses: dict[str, Pointer] = {}
         """The arguments that are addresses."""
@@ -226,9 +225,8 @@ class KernelWriter(ABC):
 
     def finish(self, buffer_rows: int, max_row: int = 0) -> Source:
         """The LLVM module of the kernel and its functions."""
-        text = self.code.text(f"define void @{self.loop.direction}(i64 %begin, i64 %end, ptr %args)")
-        module = source([*self.code.texts, text])
-        return Source(module, self.arguments, self.functions, buffer_rows, max_row)
+        text = module(self.code.kernel(self.loop.direction))
+        return Source(text, self.arguments, self.functions, buffer_rows, max_row)
 
 
 def scalar_arguments(passes: Iterable[Pass], read: Callable[[str, int], Value]) -> dict[str, Value]:

@@ -1,4 +1,4 @@
-"""Functions of one row of neurons in LLVM IR, which compute the values of a step block by block.
+"""Functions of one row of neurons, which compute the values of a step block by block.
 
 A block is a vector of 32 neurons; a truth value is a bit of its mask. No instruction has fast-math flags, so
 LLVM neither contracts nor reorders operations, and the results are those of IEEE 754.
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from hibana.compiler.cpu.draws import Draws
-from hibana.compiler.cpu.vector_math import IN_BLOCK
+from hibana.compiler.cpu.vector_math import IN_BLOCK, poisson
 from hibana.compiler.graph import step as graph
 from hibana.compiler.graph.analysis import Analysis
-from hibana.compiler.graph.ops import Operation, row_of
+from hibana.compiler.graph.ops import Operation, Unsupported
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.runtime.kernels import (
     BIT,
@@ -82,10 +82,7 @@ class _Row:
             valid: a mask of the lanes that belong to the row; None: the block is full, and later blocks of
                 sequences are prefetched.
         """
-        names: dict[graph.Value, str] = {}
-        for name, value in self.stores.items():
-            names.setdefault(value, f"{name}.{index.text[1:]}")
-        block = _Block(self, index, valid, names)
+        block = _Block(self, index, valid)
         read = leaves(self.stores)
         later: list[tuple[str, Value]] = []
         for name, value in self.stores.items():
@@ -104,16 +101,10 @@ class _Row:
 class _Block(Analysis[Value]):
     """Writes the code for one block of 32 neurons: loads leaves, computes values, stores results."""
 
-    def __init__(
-        self,
-        row: _Row,
-        index: Value,
-        valid: Value | None,
-        names: Mapping[graph.Value, str],
-    ) -> None:
-        """`names` are those of the results in the code; for other arguments see :meth:`_Row.write_block`."""
+    def __init__(self, row: _Row, index: Value, valid: Value | None) -> None:
+        """For the arguments see :meth:`_Row.write_block`."""
         super().__init__()
-        self.row, self.code, self.names = row, row.code, names
+        self.row, self.code = row, row.code
         self.ahead = row.sequences if valid is None else frozenset[str]()
         """The rows whose later blocks are prefetched."""
         self.vector = row.element.of(VECTOR)
@@ -123,8 +114,6 @@ class _Block(Analysis[Value]):
         self.valid_octets = None if valid is None else valid.word().octets().differs(0)
         """A mask of the bytes of bits that belong to the row; None: the block is full."""
         self.addresses: dict[str, Pointer] = {}
-        vector = self.vector
-        self.types = {"V": str(vector), "T": vector.element, "M": str(MASK), "K": vector.mangled}
 
     def address(self, name: str) -> Pointer:
         """The address of the block in the row `name`."""
@@ -183,15 +172,14 @@ class _Block(Analysis[Value]):
         return address.load(OCTETS, self.valid_octets).word().mask(VECTOR)
 
     def operation(self, value: graph.Value, row: Operation, args: list[Value]) -> Value:
-        """The result of an operation on `args`: the instructions of the table `OPERATIONS`."""
-        if compute := IN_BLOCK.get(value.op):
-            return compute(self.code, *args)
-        *steps, last = row_of(row.name, "llvm").llvm
-        texts, types, writer = [argument.text for argument in args], dict(self.types), self.code.writer
-        for i, instruction in enumerate(steps):
-            types[f"t{i}"] = writer.let("", instruction.format(*texts, **types))
-        text = writer.let(self.names.get(value, ""), last.format(*texts, **types))
-        return Value(writer, MASK if value.boolean else self.vector, text)
+        """The result of an operation on `args`. Raises Unsupported if kernels have no function for it."""
+        if value.op == "poisson":
+            return poisson(self.code, *args)
+        if value.op == "to_float":
+            return args[0].select(self.code.constant(1, self.vector), 0)
+        if value.op not in IN_BLOCK:
+            raise Unsupported(f"kernels of the CPU have no operation {value.op!r}")
+        return IN_BLOCK[value.op](*args)
 
 
 def row_function(

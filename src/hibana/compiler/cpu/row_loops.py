@@ -58,7 +58,7 @@ class RowLoops(KernelWriter):
         buffers = {name: code.array(loop.number, ROW + page) for name in loop.states}
         self.zeros = code.array(loop.number, ROW + page)
         self.zeros.clear(ROW)
-        with code.loop(self.begin, self.end) as row:
+        with code.loop(self.code.begin, self.code.end) as row:
             self.first = row * size["width"]
             self.first_octet = self.first >> 3
             self.neurons = size["width"].smaller(size["neurons"] - self.first)

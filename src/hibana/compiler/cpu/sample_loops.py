@@ -48,7 +48,7 @@ class SampleLoops(KernelWriter):
         by_matrix, by_rows = product(loop.number), product_at(loop.number)
         self.products = by_matrix, by_rows
         self.sparse_products = sparse_product(loop.number), sparse_product_at(loop.number)
-        with code.loop(self.begin, self.end) as thread:
+        with code.loop(self.code.begin, self.code.end) as thread:
             self._divide_workspace(thread, buffers)
             first = thread * size["tiles_per_thread"]
             last = (first + size["tiles_per_thread"]).smaller(size["tiles"])

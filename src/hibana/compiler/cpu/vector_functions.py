@@ -30,9 +30,9 @@ from hibana.runtime.kernels import (
     Pointer,
     Value,
     assemble,
+    definition,
     external_function,
-    function,
-    source,
+    module,
 )
 from hibana.runtime.threads import libtorch
 
@@ -185,8 +185,7 @@ def _row(op: str, dtype: torch.dtype, width: int, compute: Callable[..., Value])
             (target + j).store(compute(code, *arguments), valid)
 
     kinds: dict[str, Kind] = {"count": INT, **dict.fromkeys((*sources, "target"), pointer), "mode": LONG}
-    row = function(f"{op}_row", body, kinds, exported=True)
-    text = source(row.texts)
+    text = module(definition(f"{op}_row", body, kinds, "exported"))
     if text not in _ROWS:
         _ROWS[text] = assemble(text, f"{op}_row")
     return _ROWS[text].address

@@ -34,9 +34,6 @@ class Operation:
     arity: int
     text: str
     """Its form in equations. Like all forms it is a template, with ``{0}``, ``{1}``, … for the arguments."""
-    llvm: tuple[str, ...] = ()
-    """LLVM instructions: ``{V}`` is the vector type, ``{T}`` the number type, ``{M}`` a mask type, ``{K}``
-    the suffix of an intrinsic, ``{t0}`` the first instruction's result; empty if a function computes it."""
     triton: str = ""
     """Triton: ``REAL`` is the number type, ``DIVIDED`` and ``ROOT`` a quotient and root as in IEEE 754."""
     c: str = ""
@@ -113,48 +110,41 @@ def _opposite(a: Interval) -> Interval:
 def _binary(name: str, sign: str, **columns: Any) -> Operation:
     """The row of an arithmetic operation of two numbers, written with `sign` between them."""
     text = f"({{0}} {sign} {{1}})"
-    columns = {"llvm": (f"f{name} {{V}} {{0}}, {{1}}",), "triton": text, "c": text, **columns}
+    columns = {"triton": text, "c": text, **columns}
     return Operation(name, 2, text, onnx=name.capitalize(), **columns)
 
 
-def _comparison(name: str, sign: str, order: str, onnx: str) -> Operation:
-    """The row of a comparison: `sign` in Python, Triton and C, `order` the predicate in LLVM."""
-    text, llvm = f"({{0}} {sign} {{1}})", (f"fcmp {order} {{V}} {{0}}, {{1}}",)
-    return Operation(name, 2, text, llvm, text, text, onnx, (name,), boolean=True)
+def _comparison(name: str, sign: str, onnx: str) -> Operation:
+    """The row of a comparison, which is `sign` in Python, Triton and C."""
+    text = f"({{0}} {sign} {{1}})"
+    return Operation(name, 2, text, text, text, onnx, (name,), boolean=True)
 
 
-def _logical(name: str, text: str, llvm: str, triton: str, c: str) -> Operation:
-    """The row of an operation on booleans, with its form in equations, LLVM, Triton and C."""
+def _logical(name: str, text: str, triton: str, c: str) -> Operation:
+    """The row of an operation on booleans, with its form in equations, Triton and C."""
     aten, eager = (f"logical_{name}", f"bitwise_{name}"), getattr(torch, f"logical_{name}")
     columns: Any = {"boolean": True, "takes_booleans": True, "eager": eager}
-    return Operation(name, text.count("{"), text, (llvm,), triton, c, name.capitalize(), aten, **columns)
+    return Operation(name, text.count("{"), text, triton, c, name.capitalize(), aten, **columns)
 
 
-def _extreme(name: str, order: str, sign: str, **columns: Any) -> Operation:
+def _extreme(name: str, sign: str, **columns: Any) -> Operation:
     """The row of ``maximum`` or ``minimum`` of two numbers: NaN if one of them is, as in torch.
 
-    The result is the first number if LLVM's predicate `order` holds, which is `sign` in other languages. Of
-    zeros with different signs it is the second; in torch it depends on their position in the tensor.
+    The result is the first number if ``first sign second``. Of zeros with different signs it is the second;
+    in torch it depends on their position in the tensor.
     """
-    llvm = (
-        f"fcmp {order} {{V}} {{0}}, {{1}}",
-        "fcmp uno {V} {0}, {0}",
-        "or {M} {t0}, {t1}",
-        "select {M} {t2}, {V} {0}, {V} {1}",
-    )
     triton = f"tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
     c, short = f"({{0}} {sign} {{1}} || {{0}} != {{0}} ? {{0}} : {{1}})", name[:3]
-    row = Operation(name, 2, f"{short}({{0}}, {{1}})", llvm, triton, c, short.capitalize(), (name,))
+    row = Operation(name, 2, f"{short}({{0}}, {{1}})", triton, c, short.capitalize(), (name,))
     pick = max if name == "maximum" else min
     bounds: Any = lambda a, b: (pick(a[0], b[0]), pick(a[1], b[1]))  # noqa: E731
     return replace(row, energy="addition", integer=True, finite=True, bounds=bounds, **columns)
 
 
-def _intrinsic(name: str, intrinsic: str, triton: str, n: int = 1, **columns: Any) -> Operation:
-    """The row of an operation of `n` numbers that one LLVM intrinsic and one C function compute."""
-    plain, typed = (", ".join(f"{kind}{{{i}}}" for i in range(n)) for kind in ("", "{V} "))
-    llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({typed})",)
-    row = Operation(name, n, f"{name}({plain})", llvm, triton, f"{intrinsic}@({plain})", aten=(name,))
+def _function(name: str, function: str, triton: str, n: int = 1, **columns: Any) -> Operation:
+    """The row of an operation of `n` numbers that C's function `function` computes."""
+    plain = ", ".join(f"{{{i}}}" for i in range(n))
+    row = Operation(name, n, f"{name}({plain})", triton, f"{function}@({plain})", aten=(name,))
     return replace(row, **columns)
 
 
@@ -167,20 +157,13 @@ def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns
     text = f"{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
     triton = f"libdevice.{text}" if (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA else ""
     c = text.replace(name, f"{libm}@", 1) if libm else ""
-    row = Operation(name, arity, text, (), triton, c, aten=(name,), call=True, mkl=mkl, libm=libm)
+    row = Operation(name, arity, text, triton, c, aten=(name,), call=True, mkl=mkl, libm=libm)
     return replace(row, effort=8.0, energy="multiplication", **columns)
 
 
 _with: Callable[..., Operation] = replace
 """A copy of a row with other columns. Untyped: each column has its own type."""
 _NE = "({0} != 0)"
-_ONE = "select {{M}} {0}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer"
-_SIGN = (
-    *("fcmp ogt {V} {0}, zeroinitializer", _ONE.format("{t0}"), "fcmp olt {V} {0}, zeroinitializer"),
-    *(_ONE.format("{t2}"), "fsub {V} {t1}, {t3}"),
-)
-_ONES = (_ONE.format("{0}"),)
-_CHOICE = ("select {M} {0}, {V} {1}, {V} {2}",)
 _ADDITION: Any = {"energy": "addition", "integer": True, "finite": True, "linear": True}
 _PRODUCT: Any = {"energy": "multiplication"}
 _PRESERVING: Any = {"finite": True, "integer": True}
@@ -188,22 +171,22 @@ _PRESERVING: Any = {"finite": True, "integer": True}
 OPERATIONS: dict[str, Operation] = {
     row.name: row
     for row in (
-        _comparison("gt", ">", "ogt", "Greater"),
-        _comparison("ge", ">=", "oge", "GreaterOrEqual"),
-        _comparison("lt", "<", "olt", "Less"),
-        _comparison("le", "<=", "ole", "LessOrEqual"),
-        _comparison("eq", "==", "oeq", "Equal"),
-        _comparison("ne", "!=", "une", "Equal Not"),
-        _logical("and", "({0} and {1})", "and {M} {0}, {1}", "({0} & {1})", "({0} && {1})"),
-        _logical("or", "({0} or {1})", "or {M} {0}, {1}", "({0} | {1})", "({0} || {1})"),
-        _logical("xor", "({0} xor {1})", "xor {M} {0}, {1}", "({0} ^ {1})", "({0} != {1})"),
-        _logical("not", "(not {0})", "xor {M} {0}, splat (i1 true)", "(~{0})", "(!{0})"),
+        _comparison("gt", ">", "Greater"),
+        _comparison("ge", ">=", "GreaterOrEqual"),
+        _comparison("lt", "<", "Less"),
+        _comparison("le", "<=", "LessOrEqual"),
+        _comparison("eq", "==", "Equal"),
+        _comparison("ne", "!=", "Equal Not"),
+        _logical("and", "({0} and {1})", "({0} & {1})", "({0} && {1})"),
+        _logical("or", "({0} or {1})", "({0} | {1})", "({0} || {1})"),
+        _logical("xor", "({0} xor {1})", "({0} ^ {1})", "({0} != {1})"),
+        _logical("not", "(not {0})", "(~{0})", "(!{0})"),
         _with(
-            Operation("to_bool", 1, _NE, ("fcmp une {V} {0}, splat ({T} 0.0)",), _NE, _NE, "Cast"),
+            Operation("to_bool", 1, _NE, _NE, _NE, "Cast"),
             **{"eager": lambda x: x != 0, "boolean": True, "takes_booleans": True},
         ),
         _with(
-            Operation("to_float", 1, "[{0}]", _ONES, "{0}.to(tl.REAL)", "(REAL)({0})", "Cast"),
+            Operation("to_float", 1, "[{0}]", "{0}.to(tl.REAL)", "(REAL)({0})", "Cast"),
             **{"eager": _same, "takes_booleans": True, "bounds": _same},
             **{"integer": True, "finite": True, "linear": True},
         ),
@@ -215,39 +198,39 @@ OPERATIONS: dict[str, Operation] = {
         ),
         _binary("div", "/", triton="DIVIDED", effort=0.5, linear=True, **_PRODUCT),
         _with(
-            Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})", "Neg", ("neg",)),
+            Operation("neg", 1, "(-{0})", "(-{0})", "(-{0})", "Neg", ("neg",)),
             **{"bounds": _opposite, "zero_at_zero": True, "linear": True} | _PRESERVING,
         ),
         _with(
-            _intrinsic("abs", "fabs", "tl.abs({0})", onnx="Abs", **_PRESERVING),
+            _function("abs", "fabs", "tl.abs({0})", onnx="Abs", **_PRESERVING),
             bounds=lambda a: (max(0, a[0], -a[1]), max(-a[0], a[1])),
         ),
         _with(
-            _intrinsic("root", "sqrt", "ROOT", text="sqrt({0})", onnx="Sqrt", aten=(), eager=torch.sqrt),
+            _function("root", "sqrt", "ROOT", text="sqrt({0})", onnx="Sqrt", aten=(), eager=torch.sqrt),
             **{"effort": 0.5} | _PRODUCT,
         ),
-        _intrinsic("floor", "floor", "tl.floor({0})", onnx="Floor", finite=True),
-        _intrinsic("ceil", "ceil", "tl.ceil({0})", onnx="Ceil", finite=True),
-        _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))", finite=True),
-        _intrinsic("round", "roundeven", "", c="rint@({0})", onnx="Round", aten=(), finite=True),
-        _extreme("maximum", "ogt", ">", on_booleans="or", eager=lambda x, y: _first_if(x > y, x, y)),
-        _extreme("minimum", "olt", "<", on_booleans="and", eager=lambda x, y: _first_if(x < y, x, y)),
+        _function("floor", "floor", "tl.floor({0})", onnx="Floor", finite=True),
+        _function("ceil", "ceil", "tl.ceil({0})", onnx="Ceil", finite=True),
+        _function("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))", finite=True),
+        _function("round", "roundeven", "", c="rint@({0})", onnx="Round", aten=(), finite=True),
+        _extreme("maximum", ">", on_booleans="or", eager=lambda x, y: _first_if(x > y, x, y)),
+        _extreme("minimum", "<", on_booleans="and", eager=lambda x, y: _first_if(x < y, x, y)),
         _with(
-            Operation("sign", 1, "sign({0})", _SIGN, onnx="Sign", aten=("sign", "sgn"), finite=True),
+            Operation("sign", 1, "sign({0})", onnx="Sign", aten=("sign", "sgn"), finite=True),
             triton="(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
             c="(REAL)(({0} > 0) - ({0} < 0))",
         ),
-        _intrinsic("copysign", "copysign", "", 2, finite=True),
+        _function("copysign", "copysign", "", 2, finite=True),
         _with(
-            _intrinsic("fma", "fma", "", 3, aten=(), linear=True, finite=True, **_PRODUCT),
+            _function("fma", "fma", "", 3, aten=(), linear=True, finite=True, **_PRODUCT),
             eager=lambda x, y, z: torch.addcmul(z, x, y),
         ),
         _with(
-            Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
+            Operation("fmod", 2, "fmod({0}, {1})", c="fmod@({0}, {1})", effort=8.0),
             **{"aten": ("fmod",)} | _PRODUCT,
         ),
         _with(
-            Operation("where", 3, "({1} if {0} else {2})", _CHOICE, c="({0} ? {1} : {2})", onnx="Where"),
+            Operation("where", 3, "({1} if {0} else {2})", c="({0} ? {1} : {2})", onnx="Where"),
             **{"triton": "tl.where({0}, {1}, {2})", "takes_booleans": True, "integer": True},
             **{"bounds": lambda _, a, b: (min(a[0], b[0]), max(a[1], b[1]))},
             **{"finite": True, "linear": True},

@@ -10,12 +10,14 @@ from torch import Tensor
 from hibana.compiler.c.source import library_functions, literal
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.c.arithmetic import Arithmetic
-from hibana.network.c.code import CWriter, each
+from hibana.network.c.code import each
 from hibana.network.c.memory import SIZES, Memory, index_type
+from hibana.network.c.printer import CPrinter
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
 from hibana.network.neurons import NeuronLayer
 from hibana.runtime.kernels import INT, LONG, SHORT, Code, Doubles, Floats, Ints, Longs, Pointer, Type, Value
+from hibana.runtime.loops import Array, Parameter, Verbatim
 
 __all__ = ["Emitter", "Spiking"]
 
@@ -37,8 +39,7 @@ class Emitter(Lowering):
 
     def __init__(self, network: Network, arithmetic: Arithmetic, name: str) -> None:
         self.network, self.arithmetic, self.name = network, arithmetic, name
-        self.writer = CWriter()
-        self.code, self.dtype = Code(self.writer), network.dtype
+        self.printer, self.code, self.dtype = CPrinter(), Code(), network.dtype
         self.number = {"float": Floats, "double": Doubles, "int32_t": Ints}[arithmetic.kind]
         self.index = "uint16_t" if all(node.size < 1 << 16 for node in network.nodes) else "uint32_t"
         """C's type of an index of a neuron or an input."""
@@ -68,7 +69,16 @@ class Emitter(Lowering):
 
     def pointer(self, name: str, kind: str) -> Pointer:
         """The array with the C expression `name`, of numbers of C's type `kind`."""
-        return self.number(self.writer, self.writer.array(name, kind))
+        return self.number(self.code.builder, Array(None, name=name, kind=kind))
+
+    def _indices(self, name: str, kind: str, *, is_number: bool = False) -> Longs:
+        """The array, or the single number, with the C expression `name`, of indices of C's type `kind`."""
+        return Longs(self.code.builder, Array(None, name=name, kind=kind, is_number=is_number))
+
+    def array(self, pointer: Pointer) -> Array:
+        """The array that `pointer` points into."""
+        assert pointer.array is not None
+        return pointer.array
 
     def constant_array(self, name: str, kind: str, values: Tensor) -> Pointer:
         """The constant array `name` of C's type `kind`, which is defined by the first call."""
@@ -114,7 +124,7 @@ class Emitter(Lowering):
         if array.kind == "counter":
             counter = self.memory.add(f"now{position}", self._counter_type)
             self.resets.append(f"{counter} = 0;")
-            return Longs(self.writer, self.writer.number(counter, self._counter_type))
+            return self._indices(counter, self._counter_type, is_number=True)
         if array.kind == "ring":
             self._counter_type = index_type(array.shape[0])
         name = f"{array.name.removesuffix('_state')}_{position}" if array.name else f"{array.kind}{position}"
@@ -139,8 +149,8 @@ class Emitter(Lowering):
             name = f"{self.position[node]}_{lists + 1}" if lists else str(self.position[node])
             places = self._output_array(f"spikes{name}", self.index, node.size, node)
             number = self.memory.add(f"count{name}", self.index)
-            spikes = Longs(self.writer, self.writer.array(places, self.index))
-            count = Longs(self.writer, self.writer.number(number, self.index))
+            spikes = self._indices(places, self.index)
+            count = self._indices(number, self.index, is_number=True)
             end = code.variable(0)  # without branches, which would be mispredicted at spikes
             with code.loop(0, node.size, name="j") as j:
                 spikes[end.value] = j
@@ -158,8 +168,8 @@ class Emitter(Lowering):
             with code.loop(0, count.load().named("n"), name="k") as k:
                 yield spikes[k].named("i"), None
         elif self.reads_events and activations.node is self.network.input:
-            events = Longs(self.writer, self.writer.array("events", self.index))
-            event_count = Value(self.writer, LONG, "(int)count")
+            events = self._indices("events", self.index)
+            event_count = Value(self.code.builder, LONG, Parameter(LONG, name="count"))
             with code.loop(0, event_count, name="k") as k, code.when(events[k] < size):
                 yield events[k].named("i"), None
         else:
@@ -211,7 +221,7 @@ class Emitter(Lowering):
                 self.accumulate(out, (rows + i * size).named("row"), size, x)
         else:
             numbers, pending = self.numbers(inputs), code.variable(-1)  # a nonzero input without a second
-            kinds = [self.writer.kind(array.text) for array in (rows, numbers)]
+            kinds = [self.array(pointer).element for pointer in (rows, numbers)]
             fits_16_bits = self.number is Ints and [SIZES[kind] for kind in kinds] == [1, 1]
             with code.loop(0, count_in, name="i") as i, code.when(numbers[i].differs(0)):
                 first = pending.value.named("first")
@@ -245,7 +255,7 @@ class Emitter(Lowering):
     def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[str, Pointer]) -> None:
         """Writes a loop over the neurons ``j`` with the statements that compute `stores`."""
         kind, size, element = self.arithmetic.kind, layer.node.size, self.element
-        flags = {name for name in stores if self.writer.kind(rows[name].text) == "uint8_t"}
+        flags = {name for name in stores if self.array(rows[name]).element == "uint8_t"}
         stores = {n: (value.as_boolean or value) if n in flags else value for n, value in stores.items()}
         statements, results = self.arithmetic.statements(layer, stores)
         for name, value in stores.items():
@@ -262,13 +272,14 @@ class Emitter(Lowering):
                 array = self.constant(numbers, f"{name}_")
                 place = "j" if len(numbers) == size else f"j % {len(numbers)}"
             declarations.append(f"const {kind} {name} = {element(array, place, kind)};")
-        self.writer.write(each("j", size, [*declarations, *statements]))
+        self.code.builder.add(Verbatim(tuple(each("j", size, [*declarations, *statements]))))
         self.functions |= library_functions(stores)
 
     def element(self, array: Pointer, place: str, kind: str = "") -> str:
         """The C expression of the number of `array` at `place`, converted to `kind`."""
-        number = f"{self.writer.expression(array.text)}[{place}]"
-        return f"({kind}){number}" if kind not in ("", self.writer.kind(array.text)) else number
+        assert isinstance(array.term, Array)
+        number = f"{array.term.name}[{place}]"
+        return f"({kind}){number}" if kind not in ("", array.term.element) else number
 
     def output(self, place: str) -> str:
         """The C expression of the network's output at a `place` in PyTorch's order."""

@@ -1,9 +1,11 @@
 """The two files of a C program: its layers, the functions that run them, and the header."""
 
+import math
 import re
 from dataclasses import dataclass
 from textwrap import indent
 
+from hibana.compiler.c.source import literal
 from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import array, block, comment_text, each
 from hibana.network.c.emitter import Emitter, Spiking
@@ -112,17 +114,19 @@ class Unit(Emitter):
         self._node, self._temporaries = node, 0
         outputs = self.activations[node] = node.layer.lower(node, self)
         if outputs.binary and node.kind == "neurons":
-            array = self.writer.expression(self.numbers(outputs).text)
+            array = self.array(self.numbers(outputs)).name
             self.spiking.append(Spiking(node.name, node.size, array))
         title = comment_text(f"{node.name}: {node.layer.title(node)}")
         comment = f"/* {title}, gives {'x'.join(map(str, node.shape))} */"
-        return block("", [comment, *self.writer.take_lines()])
+        return block("", [comment, *self.printer.lines(self.code.builder.take())])
 
     def _score_lines(self) -> list[str]:
         """Statements that update the scores with the output of a step."""
         size, out = self.network.output.size, self.output("i")
         scores = self.memory.add("scores", self.arithmetic.kind, size)
-        lowest = self.lowest().text if self.scores == "max" else "0"
+        kind = self.arithmetic.kind
+        smallest = "INT32_MIN" if kind == "int32_t" else literal(-math.inf, kind)
+        lowest = smallest if self.scores == "max" else "0"
         self.resets += each("i", size, [f"{scores}[i] = {lowest};"])
         if self.scores == "first":
             spiked = self.memory.add("seen", "uint8_t", size)

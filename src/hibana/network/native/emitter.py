@@ -21,6 +21,7 @@ from hibana.network.native.state import pack_bits
 from hibana.network.neurons import NeuronLayer
 from hibana.runtime.code import LINE
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Ints, Longs, Pointer, Value
+from hibana.runtime.loops import Result
 
 __all__ = ["Block", "Emitter", "PackedRows"]
 
@@ -99,7 +100,7 @@ class Emitter(Lowering):
         """The weights of linear layers."""
         self._passes = 0
         """Number of calls of :meth:`compute`."""
-        self._offsets: dict[str, int] = {}
+        self._offsets: dict[Result, int] = {}
         """The offset of each temporary array in its block, by the text of its pointer."""
 
     def constant(self, values: Tensor, name: str = "") -> Pointer:
@@ -128,12 +129,12 @@ class Emitter(Lowering):
         kind = kind or self.number
         offset = (self.results if self.is_static else self.scratch).reserve(count * kind.element.size)
         pointer = (self._temporary_blocks[self.is_static] + offset).of(kind)
-        self._offsets[pointer.text] = offset
+        self._offsets[pointer.term] = offset
         return pointer
 
     def offset(self, temporary: Pointer) -> int:
         """The offset in its block, in bytes, of an array that :meth:`temporary` returned."""
-        return self._offsets[temporary.text]
+        return self._offsets[temporary.term]
 
     def state(self, array: StateArray, initial: Tensor) -> Bytes:
         """Adds an array to the state, with the values `initial`; a pointer to it."""

@@ -14,7 +14,7 @@ from hibana.network.native.dense_steps import dense_product, group_size, is_dens
 from hibana.network.native.emitter import Emitter
 from hibana.runtime import available
 from hibana.runtime import kernels as runtime
-from hibana.runtime.kernels import INT, LONG, Bytes, Code, Function, Kind, Longs, Value
+from hibana.runtime.kernels import INT, LONG, Bytes, Code, Function, Kind, Longs
 
 __all__ = ["ARGUMENTS", "Native", "build"]
 
@@ -79,8 +79,7 @@ def build(network: Network) -> Native:
     initial_state = emitter.initial_state.packed()
     code = Code()
     _write_call(code, network, emitter, step, len(initial_state))
-    head = "define void @network(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
-    kernel = runtime.assemble(runtime.source([*code.texts, code.text(head)]), "network")
+    kernel = runtime.assemble(runtime.module(code.kernel("network")), "network")
     functions = torch.tensor(emitter.functions, dtype=torch.int64, device="cpu")
     layers = [array.layer for array in emitter.arrays]
     arrays = sorted(emitter.arrays, key=lambda array: (layers.index(array.layer), array.kind == "ring"))
@@ -103,7 +102,7 @@ def _write_call(code: Code, network: Network, emitter: Emitter, step: Function, 
     kinds: dict[str, Kind] = {"inputs": number, "outputs": number, "status": Longs}
     kinds |= {"state": Bytes, "weights": Bytes, "functions": Longs}
     a = code.arguments({name: kinds.get(name, LONG) for name in ARGUMENTS})
-    begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
+    begin, end = code.begin, code.end
     group, multiply, static_nodes = 1, None, network.static_nodes
     if [node.kind for node in static_nodes] == ["input", "linear"]:
         linear = static_nodes[1]

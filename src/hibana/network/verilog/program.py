@@ -88,7 +88,7 @@ class _Unit(Unit):
         """
         lanes = min(self.adders, 1 << (size - 1).bit_length())
         stride = -(-size // lanes) * lanes
-        self.strides[self.writer.expression(rows.text)] = size, stride
+        self.strides[self.array(rows).name] = size, stride
         with self.each_nonzero(inputs) as (i, x):
             row = (rows + i * stride).named("row")
             with self.code.loop(0, size, name="o") as o:

@@ -1,0 +1,291 @@
+"""Prints the statements of :mod:`hibana.runtime.loops` as C99.
+
+A value is an expression, which is printed in each expression that uses it.
+:meth:`hibana.runtime.values.Value.named` makes it a constant of C instead. A value that reads memory needs a
+name if a statement comes before its last use.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, count
+
+from hibana.compiler.c.source import literal
+from hibana.runtime import loops
+from hibana.runtime.loops import Constant, Operand, Result
+from hibana.runtime.types import BIT, DOUBLE, FLOAT, INT, SHORT, Type
+
+__all__ = ["CPrinter"]
+
+_LEVELS = (
+    {"mul": "*", "div": "/", "rem": "%"},
+    {"add": "+", "sub": "-"},
+    {"lt": "<", "le": "<=", "gt": ">", "ge": ">="},
+    {"eq": "==", "ne": "!="},
+)
+"""C's operator of each operation, in groups of equal precedence, the highest precedence first."""
+_OPERATORS = {name: (text, level) for level, row in enumerate(_LEVELS, 1) for name, text in row.items()}
+ATOM, SUM, COMPARISON, AND, OR, CHOICE = 0, 2, 4, 5, 6, 7
+"""Levels of precedence of expressions; lower levels bind more tightly."""
+
+
+@dataclass(frozen=True)
+class _Expression:
+    """An expression of C."""
+
+    text: str
+    kind: str = ""
+    """C's type; for a pointer, the type of its elements."""
+    level: int = ATOM
+    read: int | None = None
+    """Number of statements before the value was read from memory; None if it reads no memory."""
+    parts: tuple[str, str] = ("", "")
+    """The two summands of a sum, or an array and an index."""
+    number: str = ""
+    """For the address of a single number: the expression of the number."""
+    is_literal: bool = False
+
+
+class CPrinter:
+    """Prints blocks of a function of C."""
+
+    def __init__(self) -> None:
+        self._expressions: dict[Result, _Expression] = {}
+        self._statements = 0
+        self._used_names: set[str] = set()
+        """Names of the constants and variables of this and the outer blocks."""
+        self._lines: list[str] = []
+        self._depth = 0
+
+    def lines(self, body: loops.Body) -> list[str]:
+        """The lines of a block with the statements `body`."""
+        self._print(body)
+        lines, self._lines, self._used_names = self._lines, [], set()
+        return lines
+
+    def _print(self, body: loops.Body) -> None:
+        """Prints statements."""
+        for statement in body:
+            self._print_statement(statement)
+
+    def _print_statement(self, statement: loops.Statement) -> None:
+        """Prints one statement. Raises a TypeError if C has no form of it."""
+        match statement:
+            case loops.Let(result):
+                self._expressions[result] = self._operation(statement)
+            case loops.Offset(result, _, address, count_):
+                self._expressions[result] = self._offset(self._of(address), self._of(count_))
+            case loops.Load(result, address):
+                self._expressions[result] = self._load(result.type, self._of(address))
+            case loops.Read(result, variable):
+                self._expressions[result] = self._load(result.type, self._of(variable))
+            case loops.Store(address, value):
+                self._store(self._of(address), value)
+            case loops.Assign(variable, value):
+                self._store(self._of(variable), value)
+            case loops.Define(variable, value):
+                name, kind = self._fresh("value"), _kind_of(variable.type)
+                self._write([f"{kind} {name} = {self._text(self._of(value))};"])
+                self._expressions[variable] = _Expression(f"&{name}", kind, number=name)
+            case loops.Name(result, value, name):
+                expression, name = self._of(value), self._fresh(name)
+                is_address = result.type is None
+                kind = expression.kind if is_address else _kind_of(result.type)
+                head = f"{kind} *const" if is_address else f"const {kind}"
+                self._write([f"{head} {name} = {self._text(expression)};"])
+                self._expressions[result] = _Expression(name, kind)
+            case loops.For():
+                self._print_for(statement)
+            case loops.If(condition, body):
+                with self._block(f"if ({self._text(self._of(condition))})"):
+                    self._print(body)
+            case loops.Fill(address, _, count_, 0):
+                with self._each(self._text(self._of(count_), SUM)) as i:
+                    self._write([f"{self._place(self._offset(self._of(address), i))} = 0;"])
+            case loops.Copy(target, source, _, Constant(number=1)):
+                self._write([f"{self._place(self._of(target))} = {self._place(self._of(source))};"])
+            case loops.Copy(target, source, _, count_):
+                with self._each(self._text(self._of(count_), SUM)) as i:
+                    places = [self._place(self._offset(self._of(x), i)) for x in (target, source)]
+                    self._write([f"{' = '.join(places)};"])
+            case loops.Verbatim(lines):
+                self._write(lines)
+            case _:
+                raise TypeError(f"C has no form of {statement!r}")
+
+    def _print_for(self, loop: loops.For) -> None:
+        """Prints a loop."""
+        stop = self._of(loop.stop)
+        if stop.read is not None:
+            raise RuntimeError(f"the loop's end {stop.text} is read from memory: give it a name")
+        bounds = self._text(self._of(loop.start)), self._text(stop, SUM), self._text(self._of(loop.step))
+        with self._each(bounds[1], bounds[0], bounds[2], loop.name or "i") as i:
+            self._expressions[loop.index] = i
+            self._print(loop.body)
+
+    @contextmanager
+    def _each(self, stop: str, start: str = "0", step: str = "1", name: str = "o") -> Iterator[_Expression]:
+        """A ``for`` loop around the statements of the block; yields its index."""
+        outer_names, i = set(self._used_names), self._fresh(name)
+        by = "++" if step == "1" else f" += {step}"
+        with self._block(f"for (int {i} = {start}; {i} < {stop}; {i}{by})"):
+            yield _Expression(i, "int")
+        self._used_names = outer_names
+
+    @contextmanager
+    def _block(self, head: str) -> Iterator[None]:
+        """A block of C after `head`; its names end with it."""
+        outer_names = set(self._used_names)
+        self._write([f"{head} {{"])
+        self._depth += 1
+        yield
+        self._depth -= 1
+        self._write(["}"])
+        self._used_names = outer_names
+
+    def _write(self, lines: Iterable[str]) -> None:
+        """Appends lines of C."""
+        self._statements += 1
+        self._lines += ["    " * self._depth + line for line in lines]
+
+    def _of(self, operand: Operand) -> _Expression:
+        """The expression of an operand."""
+        match operand:
+            case Constant(type_, number):
+                return _Expression(_constant(type_, number), is_literal=True)
+            case loops.Array(name=name, kind=kind, is_number=True):
+                return _Expression(f"&{name}", kind, number=name)
+            case loops.Array(name=name, kind=kind):
+                return _Expression(name, kind)
+            case loops.Parameter(name=name):
+                return _Expression(f"(int){name}", "int")
+            case Result():
+                return self._expressions[operand]
+        raise TypeError(f"C has no form of {operand!r}")
+
+    def _operation(self, let: loops.Let) -> _Expression:
+        """The expression of an operation."""
+        first, *others = map(self._of, let.operands)
+        type_, name = let.operands[0].type, let.operation
+        if name == "select":
+            condition, yes, no = (self._text(expression, OR) for expression in (first, *others))
+            kind, read = _kind_of(let.result.type), self._read(first, *others)
+            return _Expression(f"{condition} ? {yes} : {no}", kind, CHOICE, read)
+        if not others and let.result.type:
+            return self._convert(type_, let.result.type, first)
+        (second,) = others
+        if type_ == BIT:
+            level, loosest = {"and": (AND, AND), "or": (OR, COMPARISON)}[name]
+            operator = "&&" if name == "and" else "||"
+            return self._join("int", operator, level, (first, loosest), (second, COMPARISON))
+        if type_ and not type_.real and (simple := _simplified(name, first, second)):
+            return simple
+        operator, level = _OPERATORS[name]
+        if let.result.type == BIT:
+            return self._join("int", operator, level, (first, SUM), (second, SUM))
+        return self._join(_kind_of(type_), operator, level, (first, level), (second, level - 1))
+
+    def _convert(self, from_: Type | None, to: Type, value: _Expression) -> _Expression:
+        """`value` cast to the type `to`; unchanged for integers that C converts itself.
+
+        C computes sums of 16-bit numbers in ``int``, which has 16 bits on an AVR: they need the cast.
+        """
+        if not to.real and SHORT not in (from_, to):
+            return value
+        kind = _kind_of(to)
+        return _Expression(f"({kind}){self._text(value, ATOM)}", kind, ATOM, value.read)
+
+    def _offset(self, address: _Expression, index: _Expression) -> _Expression:
+        """The address `index` elements after `address`."""
+        if index.text == "0":
+            return address
+        array, earlier = address.parts
+        sum_ = f"{earlier} + {self._text(index, SUM)}" if earlier else self._text(index, SUM)
+        base = array or self._text(address)
+        return _Expression(f"{base} + {sum_}", address.kind, SUM, self._read(address, index), (base, sum_))
+
+    def _load(self, type_: Type | None, address: _Expression) -> _Expression:
+        """The number at `address`; integers in an array become real if `type_` is."""
+        kind = address.kind.removeprefix("const ")
+        value = _Expression(self._place(address), kind, ATOM, self._statements)
+        is_real = type_ is not None and type_.real and kind not in ("float", "double")
+        return self._convert(INT, type_, value) if type_ and is_real else value
+
+    def _store(self, address: _Expression, value: Operand) -> None:
+        """Prints an assignment of `value` to the number at `address`, with ``+=`` if possible."""
+        place, kind, expression = self._place(address), address.kind, self._of(value)
+        text, is_integer = self._text(expression), kind in _INTEGERS
+        is_same_kind = kind == _kind_of(value.type)
+        if expression.parts[0] == place and is_same_kind:
+            self._write([f"{place} += {expression.parts[1]};"])
+        elif isinstance(value, Constant):
+            self._write([f"{place} = {_constant(INT if is_integer else value.type, value.number)};"])
+        elif is_integer and not is_same_kind and not expression.is_literal:
+            self._write([f"{place} = ({kind}){self._text(expression, ATOM)};"])
+        else:
+            self._write([f"{place} = {text};"])
+
+    def _join(
+        self,
+        kind: str,
+        operator: str,
+        level: int,
+        left: tuple[_Expression, int],
+        right: tuple[_Expression, int],
+    ) -> _Expression:
+        """The expression ``left operator right``; each operand comes with its loosest level."""
+        first, second = self._text(*left), self._text(*right)
+        parts = (first, self._text(right[0])) if operator == "+" else ("", "")
+        read = self._read(left[0], right[0])
+        return _Expression(f"{first} {operator} {second}", kind, level, read, parts)
+
+    def _text(self, expression: _Expression, loosest: int = CHOICE) -> str:
+        """The text of an expression, in parentheses if it binds more loosely than `loosest`."""
+        text = expression.text
+        if expression.read not in (None, self._statements):
+            raise RuntimeError(f"{text} was read before a statement that may change it: give it a name")
+        return f"({text})" if expression.level > loosest else text
+
+    def _read(self, *expressions: _Expression) -> int | None:
+        """:attr:`_Expression.read` of the first that reads memory; None if none does."""
+        return next((x.read for x in expressions if x.read is not None), None)
+
+    def _place(self, address: _Expression) -> str:
+        """The expression of the number at `address`."""
+        text, (array, index) = self._text(address), address.parts
+        return address.number or (f"{array}[{index}]" if array else f"{text}[0]")
+
+    def _fresh(self, name: str) -> str:
+        """`name`, with a number if a constant or variable of the same or an outer block has it."""
+        names = chain([name], (f"{name}{i}" for i in count(2)))
+        unique = next(candidate for candidate in names if candidate not in self._used_names)
+        self._used_names.add(unique)
+        return unique
+
+
+_INTEGERS = ("int8_t", "int16_t", "int32_t", "uint8_t", "uint16_t", "uint32_t", "int64_t")
+
+
+def _kind_of(type_: Type | None) -> str:
+    """C's type of a value; ``int`` for indices."""
+    kinds = {FLOAT: "float", DOUBLE: "double", INT: "int32_t", SHORT: "int16_t"}
+    return kinds.get(type_, "int") if type_ else "int"
+
+
+def _constant(type_: Type, number: float) -> str:
+    """The literal of `number` in C."""
+    if type_.real:
+        return literal(number, _kind_of(type_))
+    return "INT32_MIN" if number == -(2**31) else str(int(number))
+
+
+def _simplified(name: str, left: _Expression, right: _Expression) -> _Expression | None:
+    """The result of the operation `name` on two indices if no operation is needed, else None."""
+    if left.is_literal and right.is_literal and name in ("add", "mul"):
+        numbers = int(left.text), int(right.text)
+        return _Expression(str(sum(numbers) if name == "add" else numbers[0] * numbers[1]), is_literal=True)
+    if right.is_literal and right.text == {"add": "0", "sub": "0", "mul": "1", "div": "1"}.get(name):
+        return left
+    if right.is_literal and (name, right.text) in (("mul", "0"), ("rem", "1")):
+        return _Expression("0", is_literal=True)
+    return right if (name, left.text) == ("add", "0") else None
