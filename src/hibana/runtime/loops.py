@@ -7,7 +7,7 @@ object, never by a name: printers make names.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from hibana.runtime.types import Type
@@ -271,6 +271,13 @@ class Definition:
     linkage: Linkage
     """Who may call it: its module, other modules, or threads, as a kernel."""
 
+    def __str__(self) -> str:
+        """The statements for readers; values are numbered in order."""
+        names: dict[Result, str] = {parameter: parameter.name for parameter in self.parameters}
+        parameters = ", ".join(f"{x.name}: {x.type or 'address'}" for x in self.parameters)
+        end = [] if self.result is None else [f"    return {_text(self.result, names)}"]
+        return "\n".join([f"{self.name}({parameters}):", *_lines(self.body, names), *end])
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Call:
@@ -332,6 +339,30 @@ _Variable = Define | Read | Assign
 _Block = For | Repeat | If | Scratch
 Statement = Let | Offset | Name | Allocate | Call | Verbatim | _Memory | _Atomic | _Variable | _Block
 Body = tuple[Statement, ...]
+
+
+def _text(part: object, names: dict[Result, str]) -> str:
+    """A part of a statement for readers; adds a new name to `names` for a value without one."""
+    if isinstance(part, Result):
+        return names.setdefault(part, getattr(part, "name", "") or f"%{len(names)}")
+    if isinstance(part, Constant):
+        return f"{part.number:g}"
+    if isinstance(part, tuple):
+        return ", ".join(_text(each, names) for each in part)
+    return getattr(part, "name", "") or str(part)
+
+
+def _lines(body: Body, names: dict[Result, str]) -> list[str]:
+    """The lines of statements for readers."""
+    lines = []
+    for statement in body:
+        parts = {field.name: getattr(statement, field.name) for field in fields(statement)}
+        result, inner = parts.pop("result", None), parts.pop("body", ())
+        name = parts.pop("operation", type(statement).__name__.lower())
+        arguments = ", ".join(_text(part, names) for part in parts.values() if part not in ((), ""))
+        lines.append(f"    {f'{_text(result, names)} = ' if result else ''}{name}({arguments})")
+        lines += [f"    {line}" for line in _lines(inner, names)]
+    return lines
 
 
 class Builder:

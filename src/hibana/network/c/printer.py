@@ -157,7 +157,7 @@ class CPrinter:
                 return _Expression(f"&{name}", kind, number=name)
             case loops.Array(name=name, kind=kind):
                 return _Expression(name, kind)
-            case loops.Parameter(name=name):
+            case loops.Parameter(name=name) if operand.type:
                 return _Expression(f"(int){name}", "int")
             case Result():
                 return self._expressions[operand]
