@@ -45,7 +45,7 @@ class Draws:
         """The round keys of the generator, by the index of the draw."""
         self.times: dict[Leaf, Value] = {}
         """For each draw a vector of its step."""
-        for draw in sorted(draws, key=lambda draw: (draw.kind, draw.index, draw.offset)):
+        for draw in sorted(draws):
             if draw.index not in self.schedules:
                 low, high = seed.to(INT), (seed >> 32).to(INT) + draw.index
                 words = key_schedule(VECTORS, low, high)

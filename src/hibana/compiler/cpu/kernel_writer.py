@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 from hibana.compiler.cpu.row_pass import Call, Pass
@@ -167,8 +167,8 @@ class KernelWriter(ABC):
             return self.rows[leaf], self.stride
         if leaf.kind == "parameter":
             return self.addresses[f"{leaf}_at"] + self.first, self.neurons
-        is_first = self.is_first(t, leaf)
-        initial, stride = self.initial(self.loop.initial[replace(leaf, kind="state", offset=-1)])
+        is_first = t.equals(-leaf.offset)
+        initial, stride = self.initial(self.loop.initial[Leaf("state", leaf.index, -1)])
         # another row, which is in the cache, where the values are not used
         unused = self.rows[next(iter(self.loop.states))]
         return unused.replace_if(is_first, initial), is_first.select(stride, self.stride)
@@ -184,10 +184,6 @@ class KernelWriter(ABC):
     def _time(self, done: Value) -> Value:
         """The step in time that runs after `done` other steps."""
         return done if self.loop.forwards else self.size["steps"] - 1 - done
-
-    def is_first(self, t: Value, leaf: Leaf) -> Value:
-        """Whether the step at the offset of `leaf` from step `t` is the first one."""
-        return t.equals(-leaf.offset)
 
     def sequence_step(self, leaf: Leaf, t: Value) -> tuple[SequenceRow, Value] | None:
         """Finds the memory of a row of a sequence at step `t` of a pass.
@@ -217,7 +213,7 @@ class KernelWriter(ABC):
         scalars = dict(self.scalars)
         for leaf in call.scalars:
             if leaf.kind == "is_first":
-                is_first = self.is_first(time, leaf)
+                is_first = time.equals(-leaf.offset)
                 scalars[leaf] = is_first.select(self.code.constant(1, self.loop.number.element), 0)
         write_call(self.code, call, rows, scalars, functions, self.neurons, draw_arguments)
 

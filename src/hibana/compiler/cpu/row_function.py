@@ -129,15 +129,17 @@ class _Block(Analysis[Value]):
 
     def address(self, leaf: Leaf) -> Pointer:
         """The address of the block in the row `leaf`."""
-        if leaf not in self.addresses:
+        address = self.addresses.get(leaf)
+        if address is None:
             row = self.row.rows[leaf]
-            self.addresses[leaf] = row + (self.octet if isinstance(row, Bytes) else self.index)
-        return self.addresses[leaf]
+            address = self.addresses[leaf] = row + (self.octet if isinstance(row, Bytes) else self.index)
+        return address
 
     def prefetch(self, leaf: Leaf, *, to_write: bool) -> None:
         """Prefetches a later block of the row `leaf`."""
+        address = self.address(leaf)
         for line in range(AHEAD, AHEAD + VECTOR * self.vector.size, LINE):
-            self.address(leaf).bytes(line).prefetch(to_write=to_write)
+            address.bytes(line).prefetch(to_write=to_write)
 
     def store(self, leaf: Leaf, value: Value, *, nontemporal: bool) -> None:
         """Stores `value` in the row `leaf`: numbers as they are, truth values as one bit each.

@@ -26,7 +26,7 @@ _PREFIXES: dict[Kind, str] = {"parameter": "p", "constant": "c"}
 """By kind of a leaf, the beginning of its text, if that is not the kind."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Leaf:
     """A number or a boolean of each neuron, or of all neurons, that a pass reads or writes.
 
@@ -51,7 +51,9 @@ class Leaf:
 
     def at(self, offset: int) -> "Leaf":
         """The same leaf at another offset."""
-        return replace(self, offset=offset)
+        if offset == self.offset:
+            return self
+        return Leaf(self.kind, self.index, offset, self.is_gradient, self.name)
 
     @property
     def gradient(self) -> "Leaf":

@@ -23,10 +23,9 @@ Values of a pass depend on leaves: ``row`` (a number per neuron), ``bits`` (a bo
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from hibana.compiler.graph.analysis import Rewriting, evaluation_order, substitute
-from hibana.compiler.graph.leaf import INPUT, OUTPUT, Leaf
+from hibana.compiler.graph.leaf import INPUT, Leaf
 from hibana.compiler.graph.plan import Plan, has_gradient
 from hibana.compiler.graph.step import Step, Value
 
@@ -34,7 +33,7 @@ __all__ = ["Stores", "backward_pass", "before_pass", "forward_pass", "gradient_s
 
 Stores = dict[Leaf, Value]
 
-OUTPUT_GRADIENT = replace(OUTPUT.gradient, name="emitted")
+OUTPUT_GRADIENT = Leaf("output", is_gradient=True, name="emitted")
 
 
 def forward_pass(step: Step, plan: Plan | None) -> Stores:

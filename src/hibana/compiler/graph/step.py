@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.compiler.graph.leaf import NO_LEAF, OUTPUT, Leaf
+from hibana.compiler.graph.leaf import NO_LEAF, Leaf
 from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 
 
@@ -151,7 +151,7 @@ class Step:
     @property
     def output(self) -> Leaf:
         """The leaf of the output, with the name of the last state."""
-        return replace(OUTPUT, name=f"{self.states[-1]}_state")
+        return Leaf("output", name=f"{self.states[-1]}_state")
 
     @property
     def spikes(self) -> Value | None:
