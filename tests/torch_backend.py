@@ -5,6 +5,7 @@ from torch.nn.functional import pad
 
 from hibana.compiler.analysis.real_values import Eager
 from hibana.compiler.backend import Backend, Kernels
+from hibana.compiler.graph.leaf import INPUT, OUTPUT, Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass
 from hibana.compiler.memory_layout import unpack_bits
@@ -23,58 +24,59 @@ class TorchKernels(Kernels):
 
     def forward(self, arguments):
         inputs, first, parameters, plan, returns_last, *_ = arguments
-        names, zeros = self.step.states, torch.zeros_like(inputs[0])
+        names, zeros = self.step.carried, torch.zeros_like(inputs[0])
         state = dict(zip(names, (zeros if t is None else t for t in first), strict=True))
         stores = forward_pass(self.step, plan)
-        emitted, residuals = [], {name: [] for name in stores if name not in names}
+        emitted, residuals = [], {leaf: [] for leaf in stores if leaf.kind == "residual"}
         for x in inputs:
-            leaves = state | {"x": x, "emitted_before": state[names[-1]]} | self._shared(parameters)
-            new = self._values(stores, leaves, x)
-            state = {name: new[name] for name in names}
-            emitted.append(state[names[-1]])
-            for name, steps in residuals.items():
-                steps.append(_pack(new[name]) if new[name].dtype == torch.bool else new[name])
-        last = [state[name] for name in names[:-1]] if returns_last else []
+            new = self._values(stores, state | {INPUT: x} | self._shared(parameters), x)
+            emitted.append(new[OUTPUT])
+            state = dict(zip(names, (*(new[leaf] for leaf in names[:-1]), new[OUTPUT]), strict=True))
+            for leaf, steps in residuals.items():
+                steps.append(_pack(new[leaf]) if new[leaf].dtype == torch.bool else new[leaf])
+        last = [state[leaf] for leaf in names[:-1]] if returns_last else []
         return torch.stack(emitted), last, [torch.stack(steps) for steps in residuals.values()]
 
     def backward(self, arguments):
         plan, inputs, parameters = self.plan, arguments.inputs, arguments.parameters
-        names, neurons = self.step.states, arguments.shape[1:]
+        states, neurons = range(len(self.step.states)), arguments.shape[1:]
         zeros = torch.zeros(neurons, dtype=self.dtype)
         earlier = before_pass(self.step, plan)
         stores = backward_pass(self.step, plan, wants_input=arguments.wants_input)
         places = [i for i, value in enumerate(plan.residuals) if value.op != "input"]
         residuals = [self._read(t, neurons) if t.dtype == torch.uint8 else t for t in arguments.residuals]
-        grads = {f"{n}_grad": g for n, g in zip(names, [*arguments.last_grads, None], strict=True)}
-        carried = {name: zeros if g is None else g for name, g in grads.items()}
-        carried |= {name: zeros for name in stores if name.startswith("sum")}
+        first_grads = [Leaf("state", i, is_gradient=True) for i in states]
+        grads = dict(zip(first_grads, [*arguments.last_grads, None], strict=True))
+        carried = {leaf: zeros if g is None else g for leaf, g in grads.items()}
+        carried |= {leaf: zeros for leaf in stores if leaf.kind == "sum"}
         to_input = torch.zeros(arguments.shape, dtype=self.dtype)
         for t in reversed(range(arguments.shape[0])):
             leaves = self._shared(parameters) | {
-                f"residual{i}": k[t] for i, k in zip(places, residuals, strict=True)
+                Leaf("residual", i): k[t] for i, k in zip(places, residuals, strict=True)
             }
-            leaves["x"] = None if inputs is None else inputs[t]
+            leaves[INPUT] = None if inputs is None else inputs[t]
             if t:
-                leaves |= {f"residual{i}_earlier": k[t - 1] for i, k in zip(places, residuals, strict=True)}
-                leaves["x_earlier"] = None if inputs is None else inputs[t - 1]
+                leaves |= {Leaf("residual", i, -1): k[t - 1] for i, k in zip(places, residuals, strict=True)}
+                leaves[INPUT.at(-1)] = None if inputs is None else inputs[t - 1]
                 leaves |= self._values(earlier, leaves, zeros)
             else:
                 initial = (zeros if f is None else f for f in arguments.first)
-                leaves |= {f"{n}_before": f for n, f in zip(names, initial, strict=True)}
-            leaves["emitted_grad"] = zeros if arguments.grad_outputs is None else arguments.grad_outputs[t]
+                leaves |= {Leaf("state", i, -1): f for i, f in zip(states, initial, strict=True)}
+            leaves[OUTPUT.gradient] = zeros if arguments.grad_outputs is None else arguments.grad_outputs[t]
             new = self._values(stores, leaves | carried, zeros)
-            to_input[t] = new.get("x_grad", zeros)
-            carried |= {name: value for name, value in new.items() if name in carried}
-        sums = [carried[f"sum{i}"] for i in range(len(self.step.grad_sums))]
-        first_grads = [carried[f"{n}_grad"] if arguments.wants_first else None for n in names]
+            to_input[t] = new.get(INPUT.gradient, zeros)
+            carried |= {leaf: value for leaf, value in new.items() if leaf in carried}
+        sums = [carried[Leaf("sum", i)] for i in range(len(self.step.grad_sums))]
+        first_grads = [carried[leaf] if arguments.wants_first else None for leaf in first_grads]
         return to_input if arguments.wants_input else None, first_grads, sums
 
     def _read(self, bits, one):
         return unpack_bits(bits, one.numel()).view(-1, *one).bool()
 
     def _shared(self, parameters):
-        constants = {f"c[{i}]": torch.tensor(c, dtype=self.dtype) for i, c in enumerate(self.step.constants)}
-        return constants | {n: p for i, p in enumerate(parameters) for n in (f"p{i}", f"p{i}[0]")}
+        constants = [torch.tensor(number, dtype=self.dtype) for number in self.step.constants]
+        shared = {"constant": constants, "parameter": parameters}
+        return {Leaf(kind, i): x for kind, tensors in shared.items() for i, x in enumerate(tensors)}
 
     def _values(self, stores, leaves, like):
         results = Neurons(leaves, like.shape, self.dtype).run(stores.values())
@@ -82,7 +84,7 @@ class TorchKernels(Kernels):
 
 
 class Neurons(Eager):
-    """Evaluates values for all neurons from tensors of the leaves by name."""
+    """Evaluates values for all neurons from tensors of the leaves."""
 
     def __init__(self, leaves, shape, dtype):
         super().__init__(dtype)
@@ -92,7 +94,7 @@ class Neurons(Eager):
         return torch.tensor(float(value.data), dtype=self.dtype).expand(self.shape)
 
     def leaf(self, value):
-        return self.leaves[value.data].expand(self.shape)
+        return self.leaves[value.leaf].expand(self.shape)
 
 
 def _pack(truths):

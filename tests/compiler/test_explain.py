@@ -52,6 +52,34 @@ def test_saved_values_contain_only_names_of_states_or_are_the_input():
     assert saved_values(Squared()) == ["the input itself"]
 
 
+class NamedLikeGradients(hb.Cell):
+    """The name of a state is also that of the gradient of another state."""
+
+    def forward(self, input_, x, x_grad, s):
+        x_grad = 0.9 * x_grad + input_
+        x = 0.5 * x + x_grad
+        return x, x_grad, hb.surrogate.ATan()(x - 1 + x_grad)
+
+
+def test_a_state_with_the_name_of_a_gradient_has_its_own_equation():
+    forward, backward = hb.explain(NamedLikeGradients()).split("its gradient")
+    targets = [re.findall(r"^  (.*) = ", part, re.MULTILINE) for part in (forward, backward)]
+    assert targets[0] == ["x_grad'", "x'", "s'"]
+    assert "x_grad_grad before" in targets[1]
+
+
+class TwoComparisons(hb.Cell):
+    """Emits a sum of two comparisons."""
+
+    def forward(self, input_, v):
+        v = 0.5 * v + input_
+        return ((v > 1).to(v.dtype) + (v < 0).to(v.dtype),)
+
+
+def test_each_comparison_has_its_own_brackets():
+    assert "  v' = [a0 > 1] + [a0 < 0]\n" in hb.explain(TwoComparisons())
+
+
 def test_the_default_shape_is_that_of_tensors_per_neuron():
     cell = hb.LIFCell(torch.tensor([[2.0, 3.0, 4.0], [2.0, 5.0, 6.0]]))
     assert "one native kernel" in hb.explain(cell)

@@ -49,6 +49,7 @@ def test_another_value_of_a_hyper_parameter_plans_nothing_and_writes_no_kernel(m
     class NewCell(hb.LIFCell):
         """A cell without a cached program."""
 
+    monkeypatch.setattr(programs, "_SHARED", {})  # its oldest program would be the next to be evicted
     _step(NewCell(2.0), X, "cpu")[1].sum().backward()
 
     def never(*arguments, **options):

@@ -14,6 +14,7 @@ from torch import nn
 import hibana as hb
 from c_programs import WARNINGS, compiled, needs_cc, outputs_of
 from hibana.cells import AtLeast
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import to_c
 from hibana.network.quantized.cell import fixed_cell
@@ -266,7 +267,7 @@ def test_bounds_hold_on_the_worst_input():
     worst = torch.where(quantized.net[0].weight < 0, 255.0, 0.0).expand(6, 1, 4).to(quantized.dtype)
     (v, _), *_ = hb.run(quantized.net, worst)[1].values()
     bounds = _bounds(quantized, inputs)
-    assert bounds["v_state"][0] == int(v.min())
+    assert bounds[Leaf("state", 0)][0] == int(v.min())
 
 
 def _bounds(quantized, inputs):
@@ -281,7 +282,7 @@ def test_a_leak_bounds_the_potential_for_any_number_of_steps():
         net = nn.Sequential(nn.Linear(4, 3), hb.LIF(tau, 1e5), nn.Linear(3, 1), hb.LI())
         inputs = torch.rand(1, 1, 4)
         few, many = (
-            _bounds(hb.quantize(net, i)[0], i)["v_state"] for i in (inputs, inputs.expand(300, 1, 4))
+            _bounds(hb.quantize(net, i)[0], i)[Leaf("state", 0)] for i in (inputs, inputs.expand(300, 1, 4))
         )
         assert many[1] <= few[1] * (tau + 0.1)
 

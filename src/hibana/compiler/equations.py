@@ -1,8 +1,8 @@
 """The report on one cell for :func:`hibana.explain`: equations, backend, residuals and code."""
 
 import copy
-import re
-from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from textwrap import indent
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ from hibana.compiler import programs
 from hibana.compiler.analysis.text import Dialect, statements, templates
 from hibana.compiler.backend import default_backend, refusal
 from hibana.compiler.gradient_warning import NO_DERIVATIVE
+from hibana.compiler.graph.analysis import Rewriting
+from hibana.compiler.graph.leaf import OUTPUT, Leaf
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.passes import backward_pass, forward_pass, leaves
+from hibana.compiler.graph.passes import Stores, backward_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan, cost_in_bits, passes_gradient
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.reference import state_dtype
@@ -25,7 +27,8 @@ REFERENCE = "backend    reference loop, because "
 
 def mathematics() -> Dialect:
     """The notation of the equations."""
-    return Dialect("text", {**templates("text"), "product": "({0} @ {matrix})"}, number="{0}")
+    operations = {**templates("text"), "product": "({0} @ {matrix})"}
+    return Dialect("text", operations, number="{0}", bare={"to_float"})
 
 
 class Report(NamedTuple):
@@ -79,7 +82,8 @@ def explain_cell(
         lines.append(f"numerics   {operations}: within 2 ulp, not PyTorch's own bits")
     lines.append(f"residuals  {bit_count} per neuron and step for the backward, nothing for inference")
     lines += [
-        f"           {_bits(cost_in_bits(value, number_bits))}: {_description(step, value)}"
+        f"           {_bits(cost_in_bits(value, number_bits))}: "
+        f"{'whether ' * value.boolean}{_description(step, value)}"
         for value in plan.residuals
     ]
     if step.sparse:
@@ -104,60 +108,52 @@ def explain_cell(
     return Report(kernels.about, "\n".join(lines) + "\n", source, bit_count, region)
 
 
-def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
+def _equations(step: Step, stores: Stores) -> list[str]:
     """The equations of the values in `stores` as text, one per line, for :func:`hibana.explain`."""
-    lines, results = statements(
-        stores, {name: _notation(name, step) for name in leaves(stores)}, mathematics()
-    )
-    equations = [_primed(line) for line in lines]
-    targets = {line.partition(" = ")[0] for line in equations}
-    result_equations = [_primed(f"{store}' = {result}") for store, result in results.items()]
-    equations += [line for line in result_equations if line.partition(" = ")[0] not in targets]
-    return [f"  {_readable(line)}" for line in equations]
+    name = partial(_result, step=step)
+    lines, results = statements(stores, _notations(step, stores), mathematics(), name)
+    lines += [f"{name(leaf)} = {result}" for leaf, result in results.items() if name(leaf) != result]
+    return [f"  {line}" for line in lines]
 
 
-def _primed(text: str) -> str:
-    """`text` with the cell's names of its states; a prime marks a state after the step."""
-    return text.replace("_new", "'").replace("_state", "")
+def _notations(step: Step, stores: Stores) -> dict[Leaf, str]:
+    """The notation of each leaf of `stores`."""
+    return {leaf: _notation(leaf, step) for leaf in leaves(stores)}
 
 
-def _notation(name: str, step: Step) -> str:
-    """The notation of the leaf `name`: the value of a constant, or the cell's name of a state."""
-    if name.startswith("c["):
-        return f"{step.constants[int(name[2:-1])]:.7g}"
-    return (
-        step.states[-1].removesuffix("_state") if name == "emitted_before" else name.replace("_state", "", 1)
-    )
+def _notation(leaf: Leaf, step: Step) -> str:
+    """The notation of a leaf: the value of a constant, or the cell's name of a state or of the output."""
+    if leaf.kind == "constant":
+        return f"{step.constants[leaf.index]:.7g}"
+    if leaf == OUTPUT.gradient:
+        return "d_emitted"
+    if leaf.kind not in ("state", "output"):
+        return str(leaf)
+    name = step.states[-1 if leaf.kind == "output" else leaf.index]
+    return f"{name}{'_grad' * leaf.is_gradient}{'_before' * bool(leaf.offset)}"
 
 
-def _readable(line: str) -> str:
-    """An equation for the user: ``[(i)]`` becomes ``[i]``, the gradient of the output ``d_emitted``.
-
-    A gradient with a prime is that of a state after the step, the value before this step of the backward.
-    """
-    target, _, value = line.partition(" = ")
-    value = re.sub(r"\[\((.*)\)\]", r"[\1]", value)
-    return f"{target} = {value}".replace("emitted_grad", "d_emitted").replace("_grad'", "_grad before")
+def _result(leaf: Leaf, step: Step) -> str:
+    """The notation of a result: with a prime after the step; gradients of a backward are before the step."""
+    return _notation(leaf, step) + (" before" if leaf.is_gradient else "'")
 
 
 def _description(step: Step, value: Value) -> str:
-    """A residual in words, such as ``whether s is 1``."""
+    """A residual in words, such as ``s is 1``."""
     for name, next_ in zip(step.states, step.nexts, strict=True):
-        name = name.removesuffix("_state")
         if value is next_:
             return f"{name} after the step"
         if value is next_.as_boolean:
-            return f"whether {name} is 1"
+            return f"{name} is 1"
     if value.is_input:
         return "the input itself"
     stores = forward_pass(step, Plan((value,), (), (), None, support_is_spikes=False))
-    lines, results = statements(stores, {n: _notation(n, step) for n in leaves(stores)}, mathematics())
-    text = results["residual0"]
-    for line in reversed(lines):  # replace every named intermediate value, except the next states
-        name, _, expression = line.partition(" = ")
-        if name.removesuffix("_new") not in step.states:
-            text = expression if text == name else re.sub(rf"\b{name}\b", f"({expression})", text)
-    return f"whether {_primed(text)}" if value.boolean else _primed(text)
+    _, residual = stores.popitem()
+    after = {next_: Value("row", leaf=leaf.at(1)) for leaf, next_ in reversed(stores.items()) if next_.args}
+    residual = Rewriting(after).of(residual)
+    names = _notations(step, {OUTPUT: residual}) | {leaf.at(1): _result(leaf, step) for leaf in stores}
+    _, results = statements({OUTPUT: residual}, names, replace(mathematics(), assigns=False))
+    return results[OUTPUT]
 
 
 def _support(step: Step, plan: Plan) -> tuple[str, str]:
@@ -166,7 +162,7 @@ def _support(step: Step, plan: Plan) -> tuple[str, str]:
         return "none", f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
     if plan.support is None:
         return "everywhere", "of what is emitted can matter everywhere"
-    region = f"where {_description(step, plan.support).removeprefix('whether ')}"
+    region = f"where {_description(step, plan.support)}"
     return region, f"of what is emitted matters only {region}"
 
 

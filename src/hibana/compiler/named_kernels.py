@@ -43,7 +43,7 @@ class NamedKernels(Kernels):
         super()._set_step(step)
         self._operands = operands(step)
         """The operands of matrix products; the gradient of each is one product over the whole sequence."""
-        states = step.states
+        states = [f"{name}_state" for name in step.states]
         self._initial_names = tuple(f"{name}_first" for name in states)
         self._initial_grad_names = tuple(f"{name}_first_grad" for name in states)
         self._last_names = tuple(f"{name}_last" for name in states)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.passes import Stores
 from hibana.network.graph import Node, Shape
 from hibana.runtime.kernels import LONG, Bytes, Code, Pointer, Value
@@ -54,7 +55,7 @@ class StateArray:
     binary: bool = False
     """Whether all numbers are 0 or 1."""
     name: str = ""
-    """The name of the state of a cell, such as ``v_state``; empty for other arrays."""
+    """The name of the state of a cell, such as ``v``; empty for other arrays."""
     offset: int = 0
     """The first byte in the state of a sample of a native program."""
 
@@ -140,10 +141,10 @@ class Lowering(ABC):
         """
 
     @abstractmethod
-    def compute(self, layer: "NeuronLayer", stores: Stores, rows: dict[str, Pointer]) -> None:
+    def compute(self, layer: "NeuronLayer", stores: Stores, rows: dict[Leaf, Pointer]) -> None:
         """A loop over the neurons of `layer` that computes the values `stores` of its step.
 
-        `rows` are the arrays of the values by name, and those of the input, the states and the products that
+        `rows` are the arrays of the values, and those of the input, the states and the products that
         they depend on. An array may be both read and written.
         """
 

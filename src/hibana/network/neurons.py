@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hibana.compiler.analysis.binary import States, binary_states
 from hibana.compiler.c.source import Product, split_products
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.step import Step
@@ -57,17 +58,16 @@ class NeuronLayer:
         """Whether the output is 0 or 1 at every step."""
         return len(self.step.states) - 1 in self.binary_states
 
-    def leaf_values(self, stores: Stores) -> dict[str, str | float]:
+    def leaf_values(self, stores: Stores) -> dict[Leaf, str | float]:
         """For each leaf of `stores`, its number if all neurons share it, else its name."""
-        values: dict[str, str | float] = {}
-        for name, leaf in leaves(stores).items():
-            array, _, index = name.rstrip("]").partition("[")  # "c[INDEX]", "pINDEX[0]" or another name
-            if not leaf.is_scalar:
-                values[name] = name
-            elif array == "c":
-                values[name] = self.step.constants[int(index)]
+        values: dict[Leaf, str | float] = {}
+        for leaf, value in leaves(stores).items():
+            if not value.is_scalar:
+                values[leaf] = str(leaf)
+            elif leaf.kind == "constant":
+                values[leaf] = self.step.constants[leaf.index]
             else:
-                values[name] = float(self.parameters[int(array[1:])])
+                values[leaf] = float(self.parameters[leaf.index])
         return values
 
     def matrix(self, index: int, transposed: bool) -> Tensor | Connections:

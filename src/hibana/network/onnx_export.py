@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.graph.analysis import Analysis
+from hibana.compiler.graph.leaf import INPUT, Leaf
 from hibana.compiler.graph.ops import Operation, Unsupported, row_of
 from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.step import Step, Value
@@ -161,18 +162,17 @@ class OnnxStep:
     def neurons(self, node: Node, value: str) -> str:
         """Adds the neurons of `node` with the input `value`, and returns the name of their output."""
         step, initial, tensors = trace_step(node, self.network.dtype)
-        names, index = {"x": value}, len(self.states)
-        for i, (state, values) in enumerate(zip(step.states, initial, strict=True)):
-            row = "emitted_before" if i == len(step.states) - 1 else state
-            names[row] = self._add_state(f"{state}{index}", tuple(values.shape[1:]), values)
-        stores = forward_pass(step, None)
+        stores, names, index = forward_pass(step, None), {INPUT: value}, len(self.states)
+        outputs = [f"{leaf}{index}" for leaf in stores]
+        for leaf, name, values in zip(step.carried, outputs, initial, strict=True):
+            names[leaf] = self._add_state(name, tuple(values.shape[1:]), values)
         try:
             results = _StepValues(self, node, step, names, tensors).run(stores.values())
         except Unsupported as error:
             raise Unsupported(f"layer {node.name!r}: {error}") from error
-        for name, result in zip(stores, results, strict=True):
-            self.op("Identity", [result], name=f"{name}{index}")
-        return f"{step.states[-1]}{index}"
+        for name, result in zip(outputs, results, strict=True):
+            self.op("Identity", [result], name=name)
+        return outputs[-1]
 
     def _initial_states(self) -> list[str]:
         """The names of the initial states, expanded to the number of samples of the input."""
@@ -194,7 +194,7 @@ class _StepValues(Analysis[str]):
     """
 
     def __init__(
-        self, model: OnnxStep, node: Node, step: Step, rows: dict[str, str], tensors: tuple[Tensor, ...]
+        self, model: OnnxStep, node: Node, step: Step, rows: dict[Leaf, str], tensors: tuple[Tensor, ...]
     ) -> None:
         super().__init__()
         self.model, self.node, self.step, self.rows, self.tensors = model, node, step, rows, tensors
@@ -205,14 +205,13 @@ class _StepValues(Analysis[str]):
 
     def on_row(self, value: Value) -> str:
         """The name of the values of an input or state; a tensor of the cell becomes a constant."""
-        return self.rows.get(str(value.data)) or self.on_scalar(value)
+        return self.rows.get(value.leaf) or self.on_scalar(value)
 
     def on_scalar(self, value: Value) -> str:
-        """A constant of the step (named ``c[i]``) or a parameter (named ``p`` and its index)."""
-        letter, index = str(value.data)[0], int(str(value.data)[1:].strip("[]").partition("[")[0])
-        if letter == "c":
-            return self.model.number(self.step.constants[index])
-        return self.model.constant(self.tensors[index].to(self.model.network.dtype))
+        """A constant of the step or a parameter."""
+        if value.leaf.kind == "constant":
+            return self.model.number(self.step.constants[value.leaf.index])
+        return self.model.constant(self.tensors[value.leaf.index].to(self.model.network.dtype))
 
     def product(self, value: Value, args: list[str]) -> str:
         """The name of the product of `args` with a weight matrix."""

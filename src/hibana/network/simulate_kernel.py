@@ -20,6 +20,7 @@ import torch
 from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
 from hibana.compiler.cpu.row_pass import row_pass
 from hibana.compiler.cpu.vector_functions import vector_functions
+from hibana.compiler.graph.leaf import INPUT, OUTPUT, Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.compiler.graph.step import Step
@@ -80,19 +81,16 @@ the inputs of two steps, and how many neurons are recorded at which steps.
 
 
 def _stores(step: Step) -> Stores:
-    """The values that a step stores: all states but the last, and the spikes as the bits ``fired``.
-
-    The bits ``fired_before`` are the spikes of the previous step.
-    """
-    stores, output = forward_pass(step, None), step.states[-1]
-    spikes = stores.pop(output).as_boolean
+    """The values that a step stores: all states but the last, and the spikes as the bits of the output."""
+    stores = forward_pass(step, None)
+    spikes = stores[OUTPUT].as_boolean
     if spikes is None:
         raise Unsupported("the step does not emit spikes that are 0 or 1, as hb.spike returns them")
-    stores["fired"] = spikes
-    previous = leaves(stores).get("emitted_before")
+    stores[OUTPUT] = spikes
+    previous = leaves(stores).get(step.carried[-1])
     if previous is None:
         return stores
-    return substitute(stores, {previous: GraphValue("to_float", (GraphValue("bits", data="fired_before"),))})
+    return substitute(stores, {previous: GraphValue("to_float", (GraphValue("bits", leaf=OUTPUT.at(-1)),))})
 
 
 class Program:
@@ -118,23 +116,23 @@ class Program:
         """Addresses of the vector functions that the program calls."""
         self.scratch_rows = len(neurons_pass.scratch)
         """Rows of :data:`BLOCK` numbers that each part keeps between the calls of a step."""
-        self.parameters = sorted(
-            {name.partition("[")[0] for name in neurons_pass.leaves if name[0] == "p" and name[1:2].isdigit()}
-        )
-        """The names of the arguments that are parameters of the cell."""
+        self.parameters = [
+            leaf for i in range(step.parameters) if (leaf := Leaf("parameter", i)) in neurons_pass.leaves
+        ]
+        """The parameters of the cell that are arguments."""
         kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
         kinds |= dict.fromkeys(("row_starts", "bounds", "work", "arrived", "fired", "functions"), Longs)
         kinds |= dict.fromkeys(("targets", "index", "neurons"), Ints)
         numbers = ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples")
-        kinds |= dict.fromkeys((*numbers, *step.states[:-1], *self.parameters), self.number)
+        kinds |= dict.fromkeys((*numbers, *map(str, (*step.carried[:-1], *self.parameters))), self.number)
         self.names = tuple(kinds)
         """The names of the arguments in order: integers, then addresses."""
         self.code = Code()
         self.arguments: dict[str, Any] = self.code.arguments(kinds)
         pointers = self.arguments["functions"]
         self.functions = {op: Pointer.from_address(pointers[i]) for i, op in enumerate(operations)}
-        self.scalars: Mapping[str, Value] = scalar_arguments(
-            [neurons_pass], lambda array, i: self.arguments["constants" if array == "c" else array][i]
+        self.scalars: Mapping[Leaf, Value] = scalar_arguments(
+            [neurons_pass], self.arguments["constants"], lambda leaf: self.arguments[str(leaf)][0]
         )
         self._write()
         self.kernel = assemble(module(self.code.kernel("simulate")), "simulate")
@@ -191,13 +189,13 @@ class Program:
                     row = a[name] + offset
                     for i, mask in code.vectors(size, 32):
                         (sums + i).store((row + i).load(32, mask) + (sums + i).load(32, mask), mask)
-            rows: dict[str, Pointer] = {
-                name: scratch + i * BLOCK for i, name in enumerate(self.neurons_pass.scratch)
+            rows: dict[Leaf, Pointer] = {
+                leaf: scratch + i * BLOCK for i, leaf in enumerate(self.neurons_pass.scratch)
             }
             before = a["fired"] + ((t + a["delays"] - 1) * a["words"] + first // WORD)
-            rows |= {"x": sums, "fired_before": before, "fired": before + a["words"]}
+            rows |= {INPUT: sums, OUTPUT.at(-1): before, OUTPUT: before + a["words"]}
             for call in self.neurons_pass.sequence:
-                pointers = [rows[name] if name in rows else a[name] + first for name in call.rows]
+                pointers = [rows[leaf] if leaf in rows else a[str(leaf)] + first for leaf in call.rows]
                 draws = [a["seed"], a["time"] + t, first] if call.draws else []
                 write_call(code, call, pointers, self.scalars, self.functions, size, draws)
             sums.clear(size)
@@ -205,7 +203,7 @@ class Program:
     def _sample(self, part: Value, t: Value) -> None:
         """Records the states of the selected neurons of `part` if step `t` is one of each `every` steps."""
         code, a = self.code, self.arguments
-        time, carried = a["time"] + t + 1, self.step.states[:-1]
+        time, carried = a["time"] + t + 1, self.step.carried[:-1]
         is_due = (time % a["every"]).equals(0) & (a["selected"] > 0)
         with code.when(is_due):
             row = time // a["every"] - a["time"] // a["every"] - 1
@@ -213,9 +211,9 @@ class Program:
             with code.loop(0, a["selected"]) as i:
                 neuron = a["neurons"][i].to(LONG)
                 with code.when((neuron >= low) & (neuron < high)):
-                    for j, name in enumerate(carried):
+                    for j, leaf in enumerate(carried):
                         place = (row * len(carried) + j) * a["selected"] + i
-                        a["samples"][place] = a[name][neuron]
+                        a["samples"][place] = a[str(leaf)][neuron]
 
 
 def _add_segments(

@@ -81,9 +81,10 @@ class Simulation:
             "functions": torch.tensor(self.program.addresses or [0], dtype=torch.int64, device="cpu"),
             "bias": None if synapses.bias is None else self._row("bias", synapses.bias),
         }
-        for i, value in enumerate(step.prologue(*tensors_of(cell).values())[: step.parameters]):
-            if f"p{i}" in self.program.parameters:
-                self.tensors[f"p{i}"] = value.detach().to(self.dtype).expand(shape).flatten().contiguous()
+        tensors = step.prologue(*tensors_of(cell).values())
+        for leaf in self.program.parameters:
+            numbers = tensors[leaf.index].detach().to(self.dtype)
+            self.tensors[str(leaf)] = numbers.expand(shape).flatten().contiguous()
         self._divide(torch.get_num_threads())
         self._set_synapses(synapses)
         self._set_inputs(steps, inputs)

@@ -1,6 +1,6 @@
 """Binary values of a step, which are always 0 or 1, and whether a cell emits spikes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -62,10 +62,9 @@ def is_binary(values: Tensor) -> bool:
 
 def binary_states(step: Step, initial: Sequence[Tensor]) -> States:
     """The states that are 0 or 1 at every step from the `initial` states on; a meta tensor is not binary."""
-    names = {str(i): i for i in range(len(step.states))}
     binary = frozenset(i for i, state in enumerate(initial) if not state.is_meta and is_binary(state))
     while True:
-        integers = Integers(step, names, binary)
+        integers = Integers(step, binary)
         still = frozenset(i for i in binary if integers.is_binary(step.nexts[i]))
         if still == binary:
             return binary
@@ -75,10 +74,10 @@ def binary_states(step: Step, initial: Sequence[Tensor]) -> States:
 class Integers(Analysis[Interval | None]):
     """Bounds of values that are always integers; None for other values."""
 
-    def __init__(self, step: Step, states: Mapping[str, int], binary: States) -> None:
-        """`states` maps the names of state values in the step to indices; states in `binary` are 0 or 1."""
+    def __init__(self, step: Step, binary: States) -> None:
+        """States in `binary` are 0 or 1."""
         super().__init__()
-        self.step, self.states, self.binary = step, states, binary
+        self.step, self.binary = step, binary
 
     def is_binary(self, value: Value) -> bool:
         """Whether `value` is always 0 or 1."""
@@ -91,9 +90,11 @@ class Integers(Analysis[Interval | None]):
 
     def on_previous(self, value: Value) -> Interval | None:
         """Bounds 0 and 1 of a state that is always 0 or 1; None for other states."""
-        return (0.0, 1.0) if self.states.get(str(value.data)) in self.binary else None
+        return (0.0, 1.0) if value.data in self.binary else None
 
-    on_row = on_previous
+    def on_row(self, value: Value) -> Interval | None:
+        """As :meth:`on_previous`, for the leaf of a state in a pass."""
+        return (0.0, 1.0) if value.leaf.kind == "state" and value.leaf.index in self.binary else None
 
     def on_number(self, value: Value) -> Interval | None:
         """A number is its own lower and upper bound."""
@@ -101,7 +102,7 @@ class Integers(Analysis[Interval | None]):
 
     def on_constant(self, value: Value) -> Interval | None:
         """The bounds of a constant of the step; None if it is no integer."""
-        number = self.step.constants[int(value.data)]
+        number = self.step.constants[value.data]
         return (number, number) if number.is_integer() else None
 
     def product(self, value: Value, args: list[Interval | None]) -> Interval | None:

@@ -82,7 +82,7 @@ class _Finite(Analysis[bool]):
 
     def on_constant(self, value: Value) -> bool:
         """Whether a constant is finite in float32."""
-        return abs(self.constants[int(value.data)]) <= LARGEST
+        return abs(self.constants[value.data]) <= LARGEST
 
     def product(self, value: Value, args: list[bool]) -> bool:
         """Products with matrices are finite."""
@@ -97,5 +97,5 @@ class _Finite(Analysis[bool]):
         if value.op != "div":
             return False
         divisor = value.args[1]
-        number = self.constants[int(divisor.data)] if divisor.op == "constant" else divisor.data
+        number = self.constants[divisor.data] if divisor.op == "constant" else divisor.data
         return divisor.is_uniform and divisor.op != "parameter" and abs(float(number)) >= LEAST

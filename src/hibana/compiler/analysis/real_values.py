@@ -100,15 +100,15 @@ class RealValues(Eager):
 
     def on_previous(self, value: Value) -> Tensor:
         """The state before the step."""
-        return self.state[int(value.data)]
+        return self.state[value.data]
 
     def on_parameter(self, value: Value) -> Tensor:
         """The tensor of a parameter of the step."""
-        return self.tensors[int(value.data)]
+        return self.tensors[value.data]
 
     def on_constant(self, value: Value) -> Tensor:
         """A constant of the step, as a tensor."""
-        return torch.tensor(self.step.constants[int(value.data)], dtype=torch.float64, device="cpu")
+        return torch.tensor(self.step.constants[value.data], dtype=torch.float64, device="cpu")
 
     def on_number(self, value: Value) -> Tensor:
         """A number, as a tensor."""

@@ -1,9 +1,10 @@
 """Statements of a language that compute the values of a step, with variables for values used repeatedly."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Container, Mapping
 from dataclasses import dataclass
 
 from hibana.compiler.graph.analysis import Analysis, evaluation_order
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 from hibana.compiler.graph.step import Value
 
@@ -26,22 +27,31 @@ class Dialect:
     """A statement that defines a boolean variable, if it differs from `assignment`."""
     transposed: str = "{0}.T"
     """The transpose of the matrix ``{0}``."""
+    bare: Container[str] = ()
+    """Operations whose arguments need no parentheses around them."""
+    assigns: bool = True
+    """Whether values that are long or used repeatedly become variables."""
 
 
 def statements(
-    stores: Mapping[str, Value], leaves: Mapping[str, str], dialect: Dialect
-) -> tuple[list[str], dict[str, str]]:
+    stores: Mapping[Leaf, Value],
+    leaves: Mapping[Leaf, str],
+    dialect: Dialect,
+    name: Callable[[Leaf], str] = "{}_new".format,
+) -> tuple[list[str], dict[Leaf, str]]:
     """Statements that compute `stores`, in order, and the expression of each store.
 
     Args:
-        stores: the values by name; a value ``v`` that becomes a variable is called ``v_new``.
-        leaves: the expression of each named leaf.
+        stores: the values to compute.
+        leaves: the expressions of leaves; those of others are their names.
         dialect: the language.
+        name: returns the variable for the value that is stored as a leaf.
 
     Raises:
         Unsupported: if the language has no form of an operation.
     """
-    writing = _Writing(stores, leaves, dialect)
+    names = {value: name(leaf) for leaf, value in reversed([*stores.items()])}
+    writing = _Writing(stores.values(), leaves, dialect, names)
     results = writing.run(stores.values())
     return writing.lines, dict(zip(stores, map(_bare, results), strict=True))
 
@@ -49,19 +59,23 @@ def statements(
 class _Writing(Analysis[str]):
     """Collects the statements of one function body; its results are expressions."""
 
-    def __init__(self, stores: Mapping[str, Value], leaves: Mapping[str, str], dialect: Dialect) -> None:
+    def __init__(
+        self,
+        results: Collection[Value],
+        leaves: Mapping[Leaf, str],
+        dialect: Dialect,
+        names: Mapping[Value, str],
+    ) -> None:
         super().__init__()
-        self.leaves, self.dialect = leaves, dialect
+        self.leaves, self.dialect, self.names = leaves, dialect, names
         self.lines: list[str] = []
-        order = evaluation_order(stores.values(), ())
+        order = evaluation_order(results, ())
         self.uses: dict[Value, int] = dict.fromkeys(order, 0)
         for value in order:
             template = dialect.operations.get(value.op, "")
             for i, argument in enumerate(value.args):
                 self.uses[argument] += max(1, template.count(f"{{{i}}}"))
-        self.names: dict[Value, str] = {}
-        for name, value in stores.items():
-            self.names.setdefault(value, f"{name}_new")
+        for value in results:
             self.uses[value] += 1
 
     def on_number(self, value: Value) -> str:
@@ -69,11 +83,13 @@ class _Writing(Analysis[str]):
         return self.dialect.number.format(value.data)
 
     def leaf(self, value: Value) -> str:
-        """The expression of a named leaf."""
-        return self.leaves[str(value.data)]
+        """The expression of a leaf."""
+        return self.leaves.get(value.leaf) or str(value.leaf)
 
     def operation(self, value: Value, row: Operation, args: list[str]) -> str:
         """The expression of an operation on the expressions `args`, or the variable that holds it."""
+        if value.op in self.dialect.bare:
+            args = [*map(_bare, args)]
         return self._named(value, self._template(value).format(*args))
 
     def product(self, value: Value, args: list[str]) -> str:
@@ -91,7 +107,7 @@ class _Writing(Analysis[str]):
 
     def _named(self, value: Value, text: str) -> str:
         """The expression `text`, or a new variable for it if it is long or used more than once."""
-        if self.uses[value] == 1 and len(text) <= LONGEST:
+        if not self.dialect.assigns or (self.uses[value] == 1 and len(text) <= LONGEST):
             return text
         name = self.names.get(value, f"a{len(self.lines)}")
         template = (value.boolean and self.dialect.boolean_assignment) or self.dialect.assignment

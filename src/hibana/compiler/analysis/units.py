@@ -98,11 +98,11 @@ class StepUnits:
         self.real = RealValues(step, tensors)
         self.spikes = binary_states(step, initial)
         """Indices of the binary states."""
-        self.integers = Integers(step, {f"{i}": i for i in range(len(nexts))}, self.spikes)
+        self.integers = Integers(step, self.spikes)
         self.constant: dict[Value, Tensor] = {}
         """The numbers of values that depend on no input, state or draw."""
         for value in self.order:
-            varies = value.op in ("input", "previous", "draw") or value.is_product
+            varies = value.op in ("input", "previous") or value.is_draw or value.is_product
             if not varies and all(argument in self.constant for argument in value.args):
                 self.constant[value] = self.real.of(value).double()
         self.units = Units()
@@ -198,8 +198,8 @@ class StepUnits:
         """
         scaled, compared = [], []
         for value in numbers:
-            if value.is_previous and self.is_number(self.nexts[int(value.data)]):
-                self.units.join(value, self.nexts[int(value.data)])
+            if value.is_previous and self.is_number(self.nexts[value.data]):
+                self.units.join(value, self.nexts[value.data])
         for value in self.order:
             arguments = [argument for argument in value.args if self.is_number(argument)]
             if value in numbers and (value.op in SHARING or self.is_gated(value)):
@@ -217,7 +217,7 @@ class StepUnits:
             number = self.constant[value]
             return bool(((number == number.round()) & (number.abs() < 2**20)).all())
         if value.is_previous:
-            return int(value.data) in states
+            return value.data in states
         if value.op in (*SHARING, "mul"):
             return all(self._is_integer(argument, states) for argument in value.args)
         return value.op == "floor" or self.is_binary(value)

@@ -13,6 +13,7 @@ from fractions import Fraction
 from hibana.compiler.analysis.fixed_point import FINEST
 from hibana.compiler.analysis.text import LONGEST
 from hibana.compiler.graph.analysis import Analysis
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Operation, Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Value
@@ -67,14 +68,14 @@ class Integer:
 
 
 def integer_statements(
-    stores: Stores, leaf_values: Mapping[str, str | float], bounds: Mapping[str, Bounds]
-) -> tuple[list[str], dict[str, Integer], int]:
+    stores: Stores, leaf_values: Mapping[Leaf, str | float], bounds: Mapping[Leaf, Bounds]
+) -> tuple[list[str], dict[Leaf, Integer], int]:
     """The body of a loop over neurons that computes `stores`, their expressions, and the largest integer.
 
     Args:
-        stores: the values to compute, by name.
-        leaf_values: the C expression of each leaf, or its number if all neurons share it, by name.
-        bounds: of the leaves, by name.
+        stores: the values to compute.
+        leaf_values: the C expression of each leaf, or its number if all neurons share it.
+        bounds: of the leaves.
 
     Raises:
         Unsupported: if an operation has no form in integers, a constant is no multiple of 2^-24, or an
@@ -89,7 +90,7 @@ def integer_statements(
 class _Writing(Analysis[Integer]):
     """Collects the statements of one loop body; its results are expressions."""
 
-    def __init__(self, leaves: Mapping[str, str | float], bounds: Mapping[str, Bounds]) -> None:
+    def __init__(self, leaves: Mapping[Leaf, str | float], bounds: Mapping[Leaf, Bounds]) -> None:
         super().__init__()
         self.leaves, self.bounds = leaves, bounds
         self.lines: list[str] = []
@@ -99,12 +100,11 @@ class _Writing(Analysis[Integer]):
         return _constant(float(value.data))
 
     def leaf(self, value: Value) -> Integer:
-        """The expression of a named leaf with its bounds, or the constant that stands for it."""
-        name = str(value.data)
-        expression = self.leaves[name]
-        return (
-            Integer(expression, *self.bounds[name]) if isinstance(expression, str) else _constant(expression)
-        )
+        """The expression of a leaf with its bounds, or the constant that stands for it."""
+        expression = self.leaves[value.leaf]
+        if isinstance(expression, str):
+            return Integer(expression, *self.bounds[value.leaf])
+        return _constant(expression)
 
     def operation(self, value: Value, row: Operation, args: list[Integer]) -> Integer:
         """The result of an operation with its bounds, usually as a new variable of C."""

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from hibana.compiler.analysis.binary import Integers, States
 from hibana.compiler.analysis.text import Dialect, templates
-from hibana.compiler.graph.analysis import reachable
-from hibana.compiler.graph.passes import Stores, forward_pass, substitute
+from hibana.compiler.graph.analysis import Rewriting, reachable
+from hibana.compiler.graph.leaf import Leaf
+from hibana.compiler.graph.passes import Stores, forward_pass
 from hibana.compiler.graph.step import Step, Value
 
 
@@ -54,21 +55,18 @@ class Product:
 
 
 def split_products(step: Step, binary: States) -> tuple[list[Product], Stores]:
-    """The products of `step` in order, and its next states, which read product i as the leaf ``product{i}``.
+    """The products of `step` in order, and its next states, which read product i as the leaf ``product`` i.
 
     The states `binary` are 0 or 1 at every step.
     """
     stores = forward_pass(step, None)
     values = [value for value in reachable(stores.values()) if value.is_product]
-    results = {value: Value("row", data=f"product{i}") for i, value in enumerate(values)}
-    states = {name: i for i, name in enumerate(step.states)} | {"emitted_before": len(step.states) - 1}
-    integers = Integers(step, states, binary)
-    products = []
+    results = {value: Value("row", leaf=Leaf("product", i)) for i, value in enumerate(values)}
+    integers, rewriting, products = Integers(step, binary), Rewriting(results), []
     for value in values:
         (argument,) = value.args
-        operand = substitute({"operand": argument}, results)["operand"]
-        products.append(Product(*value.matrix, operand, integers.is_binary(argument)))
-    return products, substitute(stores, results)
+        products.append(Product(*value.matrix, rewriting.of(argument), integers.is_binary(argument)))
+    return products, rewriting.rewrite(stores)
 
 
 def library_functions(stores: Stores) -> set[str]:

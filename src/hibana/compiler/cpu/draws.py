@@ -5,29 +5,11 @@ Instructions with the same result for all blocks are written before the loop ove
 
 import operator
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from hibana.compiler import generator
 from hibana.compiler.generator import SHARED, Numbers, key_schedule, threefry
+from hibana.compiler.graph.leaf import Leaf
 from hibana.runtime.kernels import DOUBLE, FLOAT, INT, LONG, Code, Type, Value
-
-
-class _Draw(NamedTuple):
-    """A draw of random numbers, one per neuron."""
-
-    kind: str
-    """``"uniform"`` or ``"normal"``."""
-    number: int
-    """Its number among the draws of a step."""
-    later: int
-    """How many steps of time it is made after the first step of the pass."""
-
-
-def _parse(name: str) -> _Draw:
-    """The draw with a name such as ``uniform0.3``: kind, number, and steps after the first, 0 if omitted."""
-    kind_and_number, _, later = name.partition(".")
-    kind = kind_and_number.rstrip("0123456789")
-    return _Draw(kind, int(kind_and_number.removeprefix(kind)), int(later or 0))
 
 
 class Draws:
@@ -38,7 +20,7 @@ class Draws:
 
     Args:
         code: the code of the function.
-        names: the names of the draws.
+        draws: the draws.
         width: neurons of a block.
         aligned: whether the number of the first neuron is a multiple of `width`.
         seed: the seed of the call.
@@ -49,7 +31,7 @@ class Draws:
     def __init__(
         self,
         code: Code,
-        names: Iterable[str],
+        draws: Iterable[Leaf],
         width: int,
         *,
         aligned: bool,
@@ -60,23 +42,23 @@ class Draws:
         """Writes the instructions that all blocks of the row share."""
         self.code, self.width, self.aligned, self.first = code, width, aligned, first
         self.schedules: dict[int, list[tuple[Value, Value]]] = {}
-        """The round keys of the generator, by the number of the draw."""
-        self.times: dict[_Draw, Value] = {}
+        """The round keys of the generator, by the index of the draw."""
+        self.times: dict[Leaf, Value] = {}
         """For each draw a vector of its step."""
-        for draw in sorted(map(_parse, names)):
-            if draw.number not in self.schedules:
-                low, high = seed.to(INT), (seed >> 32).to(INT) + draw.number
+        for draw in sorted(draws):
+            if draw.index not in self.schedules:
+                low, high = seed.to(INT), (seed >> 32).to(INT) + draw.index
                 words = key_schedule(VECTORS, low, high)
-                self.schedules[draw.number] = [(x.spread(width), y.spread(width)) for x, y in words]
-            self.times[draw] = (time + draw.later).to(INT).spread(width)
+                self.schedules[draw.index] = [(x.spread(width), y.spread(width)) for x, y in words]
+            self.times[draw] = (time + draw.offset).to(INT).spread(width)
 
-    def numbers(self, name: str, type_: Type, index: Value) -> Value:
-        """The vector of random numbers of the draw `name` for the block that begins at `index` in the row.
+    def numbers(self, draw: Leaf, type_: Type, index: Value) -> Value:
+        """The vector of random numbers of `draw` for the block that begins at `index` in the row.
 
         `type_` is the type of its elements.
         """
         begin = (self.first + index).to(INT)
-        draw, width = _parse(name), self.width
+        width = self.width
         lanes = self.code.lane_indices(INT.of(width))
         element = begin.spread(width) + lanes
         in_float64 = type_ == DOUBLE
@@ -85,13 +67,13 @@ class Draws:
             counter = (begin >> 1).spread(SHARED) + lanes.part(0, SHARED)
             first_numbers, second_numbers = self._pair(draw, counter)
             return first_numbers.shuffled(second_numbers, range(width)).to(type_)
-        schedule, time = self.schedules[draw.number], self.times[draw]
+        schedule, time = self.schedules[draw.index], self.times[draw]
         numbers: Value = generator.numbers(VECTORS, draw.kind, schedule, element, time, in_float64)
         return numbers.to(type_)
 
-    def _pair(self, draw: _Draw, counter: Value) -> tuple[Value, Value]:
+    def _pair(self, draw: Leaf, counter: Value) -> tuple[Value, Value]:
         """Two vectors of float32 numbers: for the first and for the second neuron of each counter."""
-        schedule, time = self.schedules[draw.number], self.times[draw]
+        schedule, time = self.schedules[draw.index], self.times[draw]
         keys = [(x.part(0, SHARED), y.part(0, SHARED)) for x, y in schedule]
         x, y = threefry(VECTORS, keys, (counter, time.part(0, SHARED)))
         if draw.kind == "normal":

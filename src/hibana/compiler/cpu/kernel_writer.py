@@ -8,6 +8,7 @@ from itertools import groupby
 
 from hibana.compiler.cpu.row_pass import Call, Pass
 from hibana.compiler.cpu.time_loop import UNROLLED, TimeLoop
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.loops import SequenceRow
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import (
@@ -58,8 +59,8 @@ class KernelWriter(ABC):
     """The number of bytes of the bits of a sample."""
     stride: Value
     """The number of numbers from a sample to the next in the kernel's own rows."""
-    rows: dict[str, Pointer]
-    """The kernel's own rows by name: the addresses of the tile's first sample."""
+    rows: dict[Leaf, Pointer]
+    """The kernel's own rows: the addresses of the tile's first sample."""
     zeros: Pointer
     """A row of zeros."""
 
@@ -68,7 +69,7 @@ class KernelWriter(ABC):
         self.step = step
         self.loop = loop
         self.passes = loop.passes()
-        self.leaves = {name for pass_ in self.passes for name in pass_.leaves}
+        self.leaves = {leaf for pass_ in self.passes for leaf in pass_.leaves}
         operations = sorted({op for pass_ in self.passes for op in pass_.operations})
         self.functions = {f"{op}_at": op for op in operations}
         self.code = Code()
@@ -77,8 +78,8 @@ class KernelWriter(ABC):
         """The arguments that are addresses."""
         self.size: dict[str, Value] = {}
         """The arguments that are integers."""
-        self.scalars: dict[str, Value] = {}
-        """The numbers that all neurons share, by name."""
+        self.scalars: dict[Leaf, Value] = {}
+        """The numbers that all neurons share."""
 
     @abstractmethod
     def source(self) -> Source:
@@ -97,7 +98,8 @@ class KernelWriter(ABC):
         sequences, states = self.loop.sequences.values(), self.loop.states.values()
         rows = [row.base for row in sequences] + [*self.loop.initial.values()]
         rows += [name for row in states for name in (row.start, row.end) if name]
-        rows += [f"p{i}_at" for i in range(self.step.parameters) if {f"p{i}", f"p{i}[0]"} & self.leaves]
+        parameters = [Leaf("parameter", i) for i in range(self.step.parameters)]
+        rows += [f"{leaf}_at" for leaf in parameters if leaf in self.leaves]
         seed = ["seed"] if self.step.draws else []
         kinds: dict[str, Kind] = dict.fromkeys([*integers, *seed], LONG)
         kinds |= dict.fromkeys(memory, Bytes) | dict.fromkeys([*rows, "constants"], self.loop.number)
@@ -107,7 +109,7 @@ class KernelWriter(ABC):
         for name, value in self.code.arguments(kinds).items():
             (self.size if isinstance(value, Value) else self.addresses)[name] = value
         self.scalars = scalar_arguments(
-            self.passes, lambda array, i: self.addresses["constants" if array == "c" else f"{array}_at"][i]
+            self.passes, self.addresses["constants"], lambda leaf: self.addresses[f"{leaf}_at"][0]
         )
 
     @abstractmethod
@@ -120,10 +122,10 @@ class KernelWriter(ABC):
 
     def begin_states(self) -> None:
         """Copies the initial values of the states to the kernel's rows."""
-        for name, state in self.loop.states.items():
+        for leaf, state in self.loop.states.items():
             start, stride = self.initial(state.start)
             with self.each_sample() as s:
-                (self.rows[name] + s * self.stride).copy(start + s * stride, self.neurons)
+                (self.rows[leaf] + s * self.stride).copy(start + s * stride, self.neurons)
 
     def initial(self, name: str) -> tuple[Pointer, Value]:
         """The address of the argument `name` for the tile's first sample, and the stride between samples.
@@ -144,32 +146,28 @@ class KernelWriter(ABC):
                     self.write_product(call, t)
                 continue
             with self.each_sample() as s:
-                rows: dict[str, Pointer] = {}
+                rows: dict[Leaf, Pointer] = {}
                 for call in calls:
-                    for name in call.rows:
-                        if name not in rows:
-                            address, stride = self.row(name, t)
-                            rows[name] = address + s * stride
-                    self.call(call, [rows[name] for name in call.rows], t, self.first + s * self.neurons)
+                    for leaf in call.rows:
+                        if leaf not in rows:
+                            address, stride = self.row(leaf, t)
+                            rows[leaf] = address + s * stride
+                    self.call(call, [rows[leaf] for leaf in call.rows], t, self.first + s * self.neurons)
 
-    def row(self, name: str, t: Value) -> tuple[Pointer, Value]:
-        """The address of the row `name` for the tile's first sample at step `t`, and the sample stride.
-
-        The row ``{name}.1`` belongs to the step that follows.
-        """
-        sequence_step = self.sequence_step(name, t)
+    def row(self, leaf: Leaf, t: Value) -> tuple[Pointer, Value]:
+        """The address of a row for the tile's first sample at step `t`, and the stride between samples."""
+        sequence_step = self.sequence_step(leaf, t)
         if sequence_step is not None:
             sequence, offset = sequence_step
             in_bits, in_numbers = (self.first_octet, self.octets), (self.first, self.neurons)
             first, stride = in_bits if sequence.bits else in_numbers
             return self.addresses[sequence.base] + (offset + first), stride
-        if name in self.rows:
-            return self.rows[name], self.stride
-        argument, _, position = name.partition(".")
-        if not position:  # a parameter with a number for each neuron
-            return self.addresses[f"{name}_at"] + self.first, self.neurons
-        is_first = self.is_first(t, int(position))
-        initial, stride = self.initial(argument)
+        if leaf in self.rows:
+            return self.rows[leaf], self.stride
+        if leaf.kind == "parameter":
+            return self.addresses[f"{leaf}_at"] + self.first, self.neurons
+        is_first = t.equals(-leaf.offset)
+        initial, stride = self.initial(self.loop.initial[Leaf("state", leaf.index, -1)])
         # another row, which is in the cache, where the values are not used
         unused = self.rows[next(iter(self.loop.states))]
         return unused.replace_if(is_first, initial), is_first.select(stride, self.stride)
@@ -186,23 +184,18 @@ class KernelWriter(ABC):
         """The step in time that runs after `done` other steps."""
         return done if self.loop.forwards else self.size["steps"] - 1 - done
 
-    def is_first(self, t: Value, position: int) -> Value:
-        """Whether a step of a backward, `position` steps after step `t` in order of execution, is step 0."""
-        return t.equals(position)
+    def sequence_step(self, leaf: Leaf, t: Value) -> tuple[SequenceRow, Value] | None:
+        """Finds the memory of a row of a sequence at step `t` of a pass.
 
-    def sequence_step(self, name: str, t: Value) -> tuple[SequenceRow, Value] | None:
-        """Finds the memory of a row such as ``x.2``: the row ``x`` of the step that runs 2 steps after `t`.
-
-        Returns the sequence ``[T, ...]`` that contains the row, and the offset of that step in it in numbers,
+        Returns the sequence ``[T, ...]`` that contains the row, and the offset of its step in it in numbers,
         or in bytes for bits. None if the row belongs to no sequence. A step before the first step in time,
         whose values are read and not used, is replaced by the first.
         """
-        row, _, distance = name.rpartition(".")
-        if row not in self.loop.sequences:
+        sequence = self.loop.sequences.get(leaf.at(0))
+        if sequence is None:
             return None
-        sequence, offset = self.loop.sequences[row], int(distance)
-        if offset:
-            t = (t + offset if self.loop.forwards else t - offset).larger(0)
+        if leaf.offset:
+            t = (t + leaf.offset).larger(0)
         return sequence, t * self.size[sequence.stride]
 
     def call(self, call: Call, rows: Sequence[Pointer], time: Value, first: Value) -> None:
@@ -217,10 +210,10 @@ class KernelWriter(ABC):
         functions = {op: self.addresses[name] for name, op in self.functions.items()}
         draw_arguments = [self.size["seed"], time, first] if call.draws else []
         scalars = dict(self.scalars)
-        for name in call.scalars:
-            if name.startswith("is_first."):
-                is_first = self.is_first(time, int(name.removeprefix("is_first.")))
-                scalars[name] = is_first.select(self.code.constant(1, self.loop.number.element), 0)
+        for leaf in call.scalars:
+            if leaf.kind == "is_first":
+                is_first = time.equals(-leaf.offset)
+                scalars[leaf] = is_first.select(self.code.constant(1, self.loop.number.element), 0)
         write_call(self.code, call, rows, scalars, functions, self.neurons, draw_arguments)
 
     def finish(self, buffer_rows: int, max_row: int = 0) -> Source:
@@ -229,16 +222,19 @@ class KernelWriter(ABC):
         return Source(text, self.arguments, self.functions, buffer_rows, max_row)
 
 
-def scalar_arguments(passes: Iterable[Pass], read: Callable[[str, int], Value]) -> dict[str, Value]:
-    """The scalar arguments of the calls of `passes`, by name.
+def scalar_arguments(
+    passes: Iterable[Pass], constants: Pointer, parameter: Callable[[Leaf], Value]
+) -> dict[Leaf, Value]:
+    """The constants and parameters among the scalar arguments of the calls of `passes`.
 
-    ``read("c", 3)`` returns the constant ``c[3]``, ``read("p2", 0)`` the parameter ``p2[0]``.
+    `constants` are those of the step; `parameter` returns the number of a parameter.
     """
     scalars = {}
-    for name in dict.fromkeys(n for pass_ in passes for call in pass_.sequence for n in call.scalars):
-        array, _, index = name.rstrip("]").partition("[")
-        if index:
-            scalars[name] = read(array, int(index))
+    for leaf in dict.fromkeys(leaf for pass_ in passes for call in pass_.sequence for leaf in call.scalars):
+        if leaf.kind == "constant":
+            scalars[leaf] = constants[leaf.index]
+        elif leaf.kind == "parameter":
+            scalars[leaf] = parameter(leaf)
     return scalars
 
 
@@ -246,7 +242,7 @@ def write_call(
     code: Code,
     call: Call,
     rows: Sequence[Pointer],
-    scalars: Mapping[str, Value],
+    scalars: Mapping[Leaf, Value],
     functions: Mapping[str, Pointer],
     size: Value,
     draw_arguments: Sequence[Value] = (),
@@ -265,7 +261,7 @@ def write_call(
     if isinstance(call.function, Function):
         kinds = call.function.kinds[: len(rows)]
         typed = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
-        numbers = [scalars[name] for name in call.scalars]
+        numbers = [scalars[leaf] for leaf in call.scalars]
         call.function.do(code, *typed, *numbers, size, *draw_arguments)
         return
     kinds = INT, *[type(row) for row in rows], type(rows[0]), LONG

@@ -14,6 +14,7 @@ from hibana.compiler.cpu.draws import Draws
 from hibana.compiler.cpu.vector_math import IN_BLOCK, poisson
 from hibana.compiler.graph import step as graph
 from hibana.compiler.graph.analysis import Analysis
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Operation, Unsupported
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.runtime.kernels import (
@@ -50,7 +51,7 @@ takes 1.12 to 1.16 of the time, inference of a SEW ResNet 1.04 to 1.07 (Intel Xe
 NUMBERS: dict[torch.dtype, type[Pointer]] = {torch.float32: Floats, torch.float64: Doubles}
 """The pointer type of numbers, by the dtype that a kernel computes in."""
 
-IN_LOOP = "in loop"
+IN_LOOP = 1
 """The data of an ``exp`` of float32 that is computed within the loop instead of by a vector function."""
 
 
@@ -61,17 +62,17 @@ class _Row:
     code: Code
     stores: Stores
     """The rows to write, and their values."""
-    rows: Mapping[str, Pointer]
+    rows: Mapping[Leaf, Pointer]
     """The addresses of rows of numbers or, as bytes, of bits."""
     element: Type
     """The type of a number."""
-    scalars: Mapping[str, Value]
+    scalars: Mapping[Leaf, Value]
     """The vectors of the scalar leaves."""
     draws: Draws | None
     """The random numbers of the row."""
-    sequences: frozenset[str]
+    sequences: frozenset[Leaf]
     """The rows of sequences, which are prefetched."""
-    streamed: frozenset[str]
+    streamed: frozenset[Leaf]
     """The rows whose numbers are written by non-temporal stores, aligned to cache lines."""
 
     def write_block(self, index: Value, valid: Value | None) -> None:
@@ -84,18 +85,18 @@ class _Row:
         """
         block = _Block(self, index, valid)
         read = leaves(self.stores)
-        later: list[tuple[str, Value]] = []
-        for name, value in self.stores.items():
+        later: list[tuple[Leaf, Value]] = []
+        for leaf, value in self.stores.items():
             result = block.of(value)
-            if name in read:  # stored after all results have been computed from the old numbers
-                later.append((name, result))
+            if leaf in read:  # stored after all results have been computed from the old numbers
+                later.append((leaf, result))
                 continue
-            nontemporal = name in self.streamed and valid is None
-            if name in block.ahead and not (nontemporal or value.boolean):
-                block.prefetch(name, to_write=True)
-            block.store(name, result, nontemporal=nontemporal)
-        for name, result in later:
-            block.store(name, result, nontemporal=False)
+            nontemporal = leaf in self.streamed and valid is None
+            if leaf in block.ahead and not (nontemporal or value.boolean):
+                block.prefetch(leaf, to_write=True)
+            block.store(leaf, result, nontemporal=nontemporal)
+        for leaf, result in later:
+            block.store(leaf, result, nontemporal=False)
 
 
 class _Block(Analysis[Value]):
@@ -105,7 +106,7 @@ class _Block(Analysis[Value]):
         """For the arguments see :meth:`_Row.write_block`."""
         super().__init__()
         self.row, self.code = row, row.code
-        self.ahead = row.sequences if valid is None else frozenset[str]()
+        self.ahead = row.sequences if valid is None else frozenset[Leaf]()
         """The rows whose later blocks are prefetched."""
         self.vector = row.element.of(VECTOR)
         self.index = index
@@ -113,26 +114,28 @@ class _Block(Analysis[Value]):
         self.valid = valid
         self.valid_octets = None if valid is None else valid.word().octets().differs(0)
         """A mask of the bytes of bits that belong to the row; None: the block is full."""
-        self.addresses: dict[str, Pointer] = {}
+        self.addresses: dict[Leaf, Pointer] = {}
 
-    def address(self, name: str) -> Pointer:
-        """The address of the block in the row `name`."""
-        if name not in self.addresses:
-            row = self.row.rows[name]
-            self.addresses[name] = row + (self.octet if isinstance(row, Bytes) else self.index)
-        return self.addresses[name]
+    def address(self, leaf: Leaf) -> Pointer:
+        """The address of the block in the row `leaf`."""
+        address = self.addresses.get(leaf)
+        if address is None:
+            row = self.row.rows[leaf]
+            address = self.addresses[leaf] = row + (self.octet if isinstance(row, Bytes) else self.index)
+        return address
 
-    def prefetch(self, name: str, *, to_write: bool) -> None:
-        """Prefetches a later block of the row `name`."""
+    def prefetch(self, leaf: Leaf, *, to_write: bool) -> None:
+        """Prefetches a later block of the row `leaf`."""
+        address = self.address(leaf)
         for line in range(AHEAD, AHEAD + VECTOR * self.vector.size, LINE):
-            self.address(name).bytes(line).prefetch(to_write=to_write)
+            address.bytes(line).prefetch(to_write=to_write)
 
-    def store(self, name: str, value: Value, *, nontemporal: bool) -> None:
-        """Stores `value` in the row `name`: numbers as they are, truth values as one bit each.
+    def store(self, leaf: Leaf, value: Value, *, nontemporal: bool) -> None:
+        """Stores `value` in the row `leaf`: numbers as they are, truth values as one bit each.
 
         Only the lanes in `self.valid` are written, or all if it is None.
         """
-        address = self.address(name)
+        address = self.address(leaf)
         if not isinstance(address, Bytes):
             address.store(value, self.valid, LINE if nontemporal else 0, nontemporal=nontemporal)
         elif self.valid is None:
@@ -146,17 +149,17 @@ class _Block(Analysis[Value]):
 
     def on_scalar(self, value: graph.Value) -> Value:
         """A vector of the scalar argument `value`."""
-        return self.row.scalars[str(value.data)]
+        return self.row.scalars[value.leaf]
 
     def on_draw(self, value: graph.Value) -> Value:
         """The block's random numbers of the draw `value`."""
         assert self.row.draws is not None
-        return self.row.draws.numbers(str(value.data), self.row.element, self.index)
+        return self.row.draws.numbers(value.leaf, self.row.element, self.index)
 
     def on_row(self, value: graph.Value) -> Value:
         """The block's numbers in the row `value`; prefetches a later block if the row is in `ahead`."""
-        if str(value.data) in self.ahead:
-            self.prefetch(str(value.data), to_write=False)
+        if value.leaf in self.ahead:
+            self.prefetch(value.leaf, to_write=False)
         return self.on_bits(value)
 
     def on_bits(self, value: graph.Value) -> Value:
@@ -164,7 +167,7 @@ class _Block(Analysis[Value]):
 
         A row of bytes holds one bit for each neuron. At the end of a row only valid neurons are read.
         """
-        address = self.address(str(value.data))
+        address = self.address(value.leaf)
         if not isinstance(address, Bytes):
             return address.load(VECTOR, self.valid)
         if self.valid_octets is None:
@@ -189,9 +192,9 @@ def row_function(
     *,
     short: bool,
     aligned: bool,
-    sequences: frozenset[str],
+    sequences: frozenset[Leaf],
     nontemporal: bool,
-) -> tuple[Function, list[str], list[str], bool]:
+) -> tuple[Function, list[Leaf], list[Leaf], bool]:
     """An LLVM function that computes `stores` for a row of neurons, in blocks of 32.
 
     It takes the addresses of rows, scalars, and the number of neurons ``n``.
@@ -206,26 +209,27 @@ def row_function(
         nontemporal: whether rows of numbers of sequences are written by non-temporal stores.
 
     Returns:
-        The function, the names of its rows, the names of its scalars, and whether it draws random numbers. If
+        The function, its rows, its scalars, and whether it draws random numbers. If
         it does, it also takes the seed, the step, and the number of the first neuron.
     """
     inputs = leaves(stores)
-    scalars = [name for name, leaf in inputs.items() if leaf.is_scalar]
-    draw_names = [name for name, leaf in inputs.items() if leaf.is_draw]
-    rows: dict[str, type[Pointer]] = {
-        name: Bytes if value.boolean else number
-        for name, value in (inputs | stores).items()
-        if name not in scalars and name not in draw_names
+    scalars = [leaf for leaf, value in inputs.items() if value.is_scalar]
+    drawn = [leaf for leaf, value in inputs.items() if value.is_draw]
+    rows: dict[Leaf, type[Pointer]] = {
+        leaf: Bytes if value.boolean else number
+        for leaf, value in (inputs | stores).items()
+        if leaf not in scalars and leaf not in drawn
     }
 
     streamed = sequences if nontemporal else frozenset()
 
     def write(code: Code, n: Value, **arguments: Any) -> None:
         """Writes the function: full blocks, then the remaining neurons."""
-        vectors = {s: arguments[_identifier(s)].spread(VECTOR) for s in scalars}
-        draw_arguments = {name: arguments[name] for name in _DRAW_ARGUMENTS} if draw_names else {}
-        draws = Draws(code, draw_names, VECTOR, aligned=aligned, **draw_arguments) if draw_names else None
-        row = _Row(code, stores, arguments, number.element, vectors, draws, sequences, streamed)
+        vectors = {leaf: arguments[str(leaf)].spread(VECTOR) for leaf in scalars}
+        draw_arguments = {name: arguments[name] for name in _DRAW_ARGUMENTS} if drawn else {}
+        draws = Draws(code, drawn, VECTOR, aligned=aligned, **draw_arguments) if drawn else None
+        addresses = {leaf: arguments[str(leaf)] for leaf in rows}
+        row = _Row(code, stores, addresses, number.element, vectors, draws, sequences, streamed)
         if short:
             with code.loop(0, n, VECTOR) as index:
                 row.write_block(index, code.first_lanes((n - index).smaller(VECTOR), VECTOR))
@@ -233,17 +237,12 @@ def row_function(
         for index, valid in code.vectors(n, VECTOR):
             row.write_block(index, valid)
 
-    kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_identifier, scalars), number.element)}
-    kinds["n"] = LONG
-    if draw_names:
+    kinds: dict[str, Kind] = {str(leaf): kind for leaf, kind in rows.items()}
+    kinds |= dict.fromkeys(map(str, scalars), number.element) | {"n": LONG}
+    if drawn:
         kinds |= dict.fromkeys(_DRAW_ARGUMENTS, LONG)
-    return function(name, write, kinds), list(rows), scalars, bool(draw_names)
+    return function(name, write, kinds), list(rows), scalars, bool(drawn)
 
 
 _DRAW_ARGUMENTS = ("seed", "time", "first")
 """The seed of the call, the step, and the number of the row's first neuron."""
-
-
-def _identifier(scalar: str) -> str:
-    """The name of a scalar such as ``c[0]`` in LLVM IR."""
-    return scalar.replace("[", ".").replace("]", "")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from hibana.compiler.cpu.row_function import IN_LOOP, row_function
 from hibana.compiler.graph.analysis import Rewriting, dependents, reachable
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import OPERATIONS, Expression, Operation
 from hibana.compiler.graph.passes import Stores, leaves, substitute
 from hibana.compiler.graph.step import Value
@@ -26,15 +27,15 @@ FEW_RECOMPUTED = 4
 class Pass:
     """The functions of a pass over one row, in the sequence in which a kernel calls them."""
 
-    leaves: dict[str, Value]
-    """The values that the pass reads, by name."""
+    leaves: dict[Leaf, Value]
+    """The values that the pass reads."""
     calls: frozenset[str]
     """Operations whose vector functions are arguments of the kernel."""
     sequence: tuple["Call", ...]
     """The calls in order."""
-    scratch: tuple[str, ...]
+    scratch: tuple[Leaf, ...]
     """Rows of numbers between the calls."""
-    products: tuple[str, ...]
+    products: tuple[Leaf, ...]
     """Rows of the results of matrix products."""
     operations: frozenset[str]
     """The operations that vector functions compute."""
@@ -48,15 +49,15 @@ def row_pass(
     number: type[Pointer],
     calls: frozenset[str],
     *,
-    sequences: frozenset[str] = frozenset(),
+    sequences: frozenset[Leaf] = frozenset(),
     nontemporal: bool = False,
     aligned: bool = True,
 ) -> Pass:
     """Cuts a pass at vector functions and matrix products, and writes its functions of rows.
 
     Args:
-        name: the prefix of the names of the functions and of scratch rows.
-        stores: the values that the pass computes, by the name of their row.
+        name: the prefix of the names of the functions.
+        stores: the values that the pass computes, by their row.
         number: the pointer type of numbers.
         calls: operations whose vector functions are arguments of the kernel.
         sequences: rows of sequences, which are prefetched.
@@ -88,7 +89,7 @@ class _Cutter:
         stores: Stores,
         number: type[Pointer],
         calls: frozenset[str],
-        sequences: frozenset[str],
+        sequences: frozenset[Leaf],
         nontemporal: bool,
         aligned: bool,
     ) -> None:
@@ -100,8 +101,8 @@ class _Cutter:
         self.functions = 0
         """The number of functions."""
         self.sequence: list[Call] = []
-        self.scratch: list[str] = []
-        self.products: list[str] = []
+        self.scratch: list[Leaf] = []
+        self.products: list[Leaf] = []
         self.operations: set[str] = set()
 
     def cut(self) -> None:
@@ -113,45 +114,44 @@ class _Cutter:
     def _add_calls_of(self, cuts: list[Value]) -> None:
         """Adds a function that computes the operands of `cuts`, and their calls; then `cuts` are rows."""
         operands = [(cut, operand) for cut in cuts for operand in _row_operands(cut)]
-        names = self._rows(len(operands))
-        rows_of: dict[Value, list[str]] = {}
+        scratch = self._rows(len(operands))
+        rows_of: dict[Value, list[Leaf]] = {}
         computed: Stores = {}
-        for name, (cut, operand) in zip(names, operands, strict=True):
-            rows_of.setdefault(cut, []).append(name)
+        for row, (cut, operand) in zip(scratch, operands, strict=True):
+            rows_of.setdefault(cut, []).append(row)
             if not _reads_row(cut):
-                computed[name] = operand
+                computed[row] = operand
         shared = _shared_values(self.stores, computed.values()) if self.long else []
-        shared_rows = dict(zip(self._rows(len(shared), names), shared, strict=True))
+        shared_rows = dict(zip(self._rows(len(shared), scratch), shared, strict=True))
         self._add_function(computed | shared_rows)
-        results = {cut: Value("row", data=self._add_call(rows, cut)) for cut, rows in rows_of.items()}
-        for name, value in shared_rows.items():
-            results[value] = Value("bits" if value.boolean else "row", data=name)
+        results = {cut: Value("row", leaf=self._add_call(rows, cut)) for cut, rows in rows_of.items()}
+        for row, value in shared_rows.items():
+            results[value] = Value("bits" if value.boolean else "row", leaf=row)
         self.stores = substitute(self.stores, results)
 
-    def _rows(self, count: int, reserved: Container[str] = ()) -> list[str]:
-        """Names of `count` scratch rows that no later call reads and that are not `reserved`."""
+    def _rows(self, count: int, reserved: Container[Leaf] = ()) -> list[Leaf]:
+        """`count` scratch rows that no later call reads and that are not `reserved`."""
         in_use = leaves(self.stores) if self.long else self.scratch
-        free = [name for name in self.scratch if name not in in_use and name not in reserved][:count]
+        free = [row for row in self.scratch if row not in in_use and row not in reserved][:count]
         first = len(self.scratch)
-        new = [f"{self.name}.{first + i}" for i in range(count - len(free))]
+        new = [Leaf("scratch", first + i) for i in range(count - len(free))]
         self.scratch += new
         return free + new
 
-    def _add_call(self, rows: list[str], value: Value) -> str:
+    def _add_call(self, rows: list[Leaf], value: Value) -> Leaf:
         """Adds the call that computes `value`, a vector function or product; returns the row of its result.
 
-        `rows` are the names of the rows that hold its arguments.
+        `rows` hold its arguments.
         """
-        name = rows[0]
         if not value.is_product:
             self.operations.add(value.op)
             self.sequence.append(Call(value.op, rows))
-            return name
-        result = f"{name}.product{len(self.sequence)}"
+            return rows[0]
+        result = Leaf("product", len(self.products))
         self.products.append(result)
-        operand = str(value.args[0].data) if _reads_row(value) else name
-        mask = [str(gate.data) for gate in value.args[1:]]
-        self.sequence.append(Call("product", [operand, *mask, result], matrix=int(value.data)))
+        operand = value.args[0].leaf if _reads_row(value) else rows[0]
+        mask = [gate.leaf for gate in value.args[1:]]
+        self.sequence.append(Call("product", [operand, *mask, result], matrix=value.data))
         return result
 
     def _add_function(self, stores: Stores) -> None:
@@ -176,11 +176,11 @@ class Call:
     """A call on rows: of a function of the pass, of an operation's vector function, or ``"product"``."""
 
     function: Function | str
-    rows: list[str]
+    rows: list[Leaf]
     """The arguments of a function; for a product its operand, the mask of its result or nothing, its
     result."""
-    scalars: list[str] = field(default_factory=list)
-    """The names of the function's scalar arguments."""
+    scalars: list[Leaf] = field(default_factory=list)
+    """The function's scalar arguments."""
     matrix: int = 0
     """For a product, twice the number of the matrix, plus 1 if it is transposed."""
     draws: bool = False

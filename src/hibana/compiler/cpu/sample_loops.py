@@ -14,6 +14,7 @@ from hibana.compiler.cpu.kernel_writer import KernelWriter, Source
 from hibana.compiler.cpu.product import product, product_at
 from hibana.compiler.cpu.row_pass import Call
 from hibana.compiler.cpu.sparse_product import sparse_product, sparse_product_at
+from hibana.compiler.graph.leaf import Leaf
 from hibana.runtime.kernels import BYTE, Bytes, Ints, Kind, Longs, Pointer, Value
 
 SIZES = (
@@ -37,9 +38,10 @@ class SampleLoops(KernelWriter):
         strides = [row.stride for row in loop.sequences.values() if row.stride != "step_size"]
         backward = [] if loop.forwards else ["wants_first"]
         integers = dict.fromkeys([*SIZES, *strides, *backward])
-        names = sorted({name for call in calls for name in self._matrix(call)})
-        kinds: dict[str, Kind] = {name: _INDEX.get(name.rpartition("_")[2], loop.number) for name in names}
-        self.read_arguments(integers, ["workspace"], kinds)
+        matrices: dict[str, Kind] = {}
+        for call in calls:
+            matrices |= self._matrix(call)
+        self.read_arguments(integers, ["workspace"], dict(sorted(matrices.items())))
         size = self.size
         size["step_size"] = size["samples"] * size["neurons"]
         self.neurons, self.octets, self.stride = size["neurons"], size["sample_bytes"], size["padded"]
@@ -61,7 +63,7 @@ class SampleLoops(KernelWriter):
                 self._end_states()
         return self.finish(len(buffers))
 
-    def _divide_workspace(self, thread: Value, buffers: list[str]) -> None:
+    def _divide_workspace(self, thread: Value, buffers: list[Leaf]) -> None:
         """Divides a thread's memory among rows of numbers (`buffers`), zeros, lists of spikes, and bits."""
         size, number = self.size, self.loop.number
         address = self.addresses["workspace"] + thread * size["workspace_bytes"]
@@ -76,7 +78,7 @@ class SampleLoops(KernelWriter):
             address = part + count
             return part
 
-        self.rows = {name: allocate(number, numbers) for name in buffers}
+        self.rows = {leaf: allocate(number, numbers) for leaf in buffers}
         self.zeros = allocate(number, padded)
         self.all_bits, self.no_bits = allocate(Bytes, octets), allocate(Bytes, octets)
         lists = (number, numbers), (Ints, numbers), (Longs, padded)
@@ -94,11 +96,11 @@ class SampleLoops(KernelWriter):
 
     def _end_states(self) -> None:
         """Copies the last states of the tile's samples to the caller's tensors."""
-        ends = {name: self.addresses[state.end] for name, state in self.loop.states.items() if state.end}
-        for name, end in ends.items():
+        ends = {leaf: self.addresses[state.end] for leaf, state in self.loop.states.items() if state.end}
+        for leaf, end in ends.items():
             with self.code.when(end.is_not_null()), self.each_sample() as s:
                 last = end + (self.first + s * self.neurons)
-                last.copy(self.rows[name] + s * self.stride, self.neurons)
+                last.copy(self.rows[leaf] + s * self.stride, self.neurons)
 
     def write_product(self, call: Call, t: Value) -> None:
         """Writes the matrix product `call` for all samples of the tile at step `t`."""
@@ -124,29 +126,28 @@ class SampleLoops(KernelWriter):
         mask_bits, bits_stride = self._mask(mask[0], t)
         by_rows.do(code, x, x_stride, *matrix, mask_bits, bits_stride, y, *sizes, self.indices)
 
-    def row(self, name: str, t: Value) -> tuple[Pointer, Value]:
+    def row(self, leaf: Leaf, t: Value) -> tuple[Pointer, Value]:
         """As :meth:`KernelWriter.row`; in a forward, the initial values precede the first step."""
-        address, stride = super().row(name, t)
-        row, _, position = name.partition(".")
-        if not self.loop.forwards or row not in self.loop.sequences or position == "0":
+        address, stride = super().row(leaf, t)
+        if not self.loop.forwards or leaf not in self.loop.initial:
             return address, stride
-        initial, initial_stride = self.initial(f"{row}_first")
+        initial, initial_stride = self.initial(self.loop.initial[leaf])
         is_first = t.equals(0)
         return address.replace_if(is_first, initial), is_first.select(initial_stride, stride)
 
-    def _mask(self, name: str, t: Value) -> tuple[Pointer, Value]:
-        """The address of the bits `name` that mask a product, for the tile's samples, and their stride."""
-        bits, stride = self.row(name, t)
-        if name.endswith(".0"):
+    def _mask(self, leaf: Leaf, t: Value) -> tuple[Pointer, Value]:
+        """The address of the bits `leaf` that mask a product, for the tile's samples, and their stride."""
+        bits, stride = self.row(leaf, t)
+        if not leaf.offset:
             return bits, stride
         # Bits of the step before. Before the first step in time the product is a part of the gradients of the
         # initial states: all of it is needed, or nothing.
-        is_first, wants_first = self.is_first(t, 0), self.size["wants_first"].differs(0)
+        is_first, wants_first = t.equals(0), self.size["wants_first"].differs(0)
         initial = self.no_bits.replace_if(wants_first, self.all_bits)
         return bits.replace_if(is_first, initial), is_first.select(0, stride)
 
-    def _matrix(self, call: Call) -> list[str]:
-        """The arguments that are the matrix of a product.
+    def _matrix(self, call: Call) -> dict[str, type[Pointer]]:
+        """The names and kinds of the arguments that are the matrix of a product.
 
         They are the weights, row starts and targets of a sparse matrix, or one table: tables ``2 i`` and
         ``2 i + 1`` are matrix i and its transpose. A masked product, whose rows are operand, mask and result,
@@ -154,9 +155,6 @@ class SampleLoops(KernelWriter):
         """
         matrix = call.matrix // 2
         if matrix in self.step.sparse:
-            return [f"m{2 * matrix}_at", f"m{2 * matrix}_starts", f"m{2 * matrix}_targets"]
-        return [f"m{call.matrix ^ 1 if len(call.rows) == 3 else call.matrix}_at"]
-
-
-_INDEX: dict[str, type[Pointer]] = {"starts": Longs, "targets": Ints}
-"""The pointer types of a sparse matrix's arrays other than weights, by the ends of their names."""
+            index = {f"m{2 * matrix}_starts": Longs, f"m{2 * matrix}_targets": Ints}
+            return {f"m{2 * matrix}_at": self.loop.number, **index}
+        return {f"m{call.matrix ^ 1 if len(call.rows) == 3 else call.matrix}_at": self.loop.number}

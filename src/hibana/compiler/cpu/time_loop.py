@@ -1,11 +1,12 @@
 """A loop over time on the CPU: the passes that compute one or several of its steps."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from hibana.compiler.cpu.row_pass import Pass, row_pass
 from hibana.compiler.graph.analysis import Rewriting
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.loops import Loop
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.step import Value
@@ -28,11 +29,6 @@ class TimeLoop(Loop):
     nontemporal: bool = False
     """Whether unrolled steps write sequences by non-temporal stores."""
 
-    @property
-    def earlier(self) -> int:
-        """The position, in order of execution, of the previous step in time: -1, or 1 in a backward."""
-        return -1 if self.forwards else 1
-
     @cached_property
     def step(self) -> Pass:
         """The pass over one step."""
@@ -52,7 +48,7 @@ class TimeLoop(Loop):
     def _pass(self, name: str, count: int) -> Pass:
         """The pass `name` over `count` successive steps."""
         stores = self._unrolled(count)
-        rows = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.sequences)
+        rows = frozenset(row for row in (*leaves(stores), *stores) if row.at(0) in self.sequences)
         return row_pass(
             f"{self.direction}_{name}",
             stores,
@@ -66,61 +62,58 @@ class TimeLoop(Loop):
     def _unrolled(self, count: int) -> Stores:
         """The stores of `count` successive steps; states pass between them as values.
 
-        The row of a sequence is called ``{name}.0`` at the step that runs first, ``{name}.1`` at the second.
+        The offsets of rows of sequences, and of draws, are those from the step that runs first.
         """
-        renamed: dict[tuple[str, str], Value] = {}
+        leaf_values: dict[tuple[str, Leaf], Value] = {}
         unrolled: Stores = {}
         results: Stores = {}
         states: Stores = {}
         for i in range(count):
-            before = _AtStep(self, i, {}, renamed).rewrite(self.before)
+            time = i if self.forwards else -i
+            before = _AtTime(self.sequences, time, {}, leaf_values).rewrite(self.before)
             if i == count - 1 and not self.forwards:  # no other step can be the first step in time
-                before |= {name: self._initial_or(before[name], name, i) for name in self.initial}
-            results = _AtStep(self, i, states | before, renamed).rewrite(self.stores)
-            unrolled |= {f"{name}.{i}": v for name, v in results.items() if name in self.sequences}
-            states = {name: results[name] for name in self.states if name in results}
-        return unrolled | {name: v for name, v in results.items() if name not in self.sequences}
-
-    def _initial_or(self, value: Value, name: str, position: int) -> Value:
-        """`value` of the state `name`; the initial state if the step at `position` is the first in time."""
-        is_first = Value("to_bool", (Value("scalar", data=f"is_first.{position}"),))
-        return Value("where", (is_first, Value("row", data=f"{self.initial[name]}.{position}"), value))
+                before |= {leaf: _initial_or(before[leaf], leaf, time) for leaf in self.initial}
+            results = _AtTime(self.sequences, time, states | before, leaf_values).rewrite(self.stores)
+            unrolled |= {leaf.at(time): v for leaf, v in results.items() if leaf in self.sequences}
+            states = {leaf: results[leaf] for leaf in self.states if leaf in results}
+        return unrolled | {leaf: v for leaf, v in results.items() if leaf not in self.sequences}
 
 
-class _AtStep(Rewriting):
-    """Renames the leaves of a step that runs `index` steps after the first, or replaces them by `values`.
+def _initial_or(value: Value, leaf: Leaf, time: int) -> Value:
+    """`value` of the state `leaf`; the initial state if the step at offset `time` is the first in time."""
+    is_first = Value("to_bool", (Value("scalar", leaf=Leaf("is_first", offset=time)),))
+    return Value("where", (is_first, Value("row", leaf=replace(leaf, kind="initial", offset=time)), value))
 
-    A draw is named by how many steps of time it is made after the first step's draw.
+
+class _AtTime(Rewriting):
+    """Shifts the leaves of a step by `time` steps of time, or replaces them by `values`.
+
+    Only draws and the rows of `sequences`, such as the input, differ between steps.
     """
 
     def __init__(
-        self, loop: TimeLoop, index: int, values: Mapping[str, Value], renamed: dict[tuple[str, str], Value]
+        self,
+        sequences: Container[Leaf],
+        time: int,
+        values: Mapping[Leaf, Value],
+        leaf_values: dict[tuple[str, Leaf], Value],
     ) -> None:
-        """`renamed` holds the new leaves by operation and name; all steps share the dictionary."""
+        """`leaf_values` holds the new leaves by operation; all steps share the dictionary."""
         super().__init__()
-        self.loop, self.index, self.values, self.renamed = loop, index, values, renamed
+        self.sequences, self.time, self.values, self.leaf_values = sequences, time, values, leaf_values
 
     def on_row(self, value: Value) -> Value:
-        """The value that replaces the leaf `value` in this step, or the leaf under another name.
-
-        A leaf that is read from a sequence, such as ``x``, gets the step's position in its name: ``x.2``.
-        """
-        name = str(value.data)
-        is_sequence = name.removesuffix("_earlier") in self.loop.sequences
-        return self.values.get(name) or self._renamed(value, self._position(name) if is_sequence else None)
+        """The value that replaces the leaf `value` in this step, or the leaf of this step."""
+        is_sequence = value.leaf.at(0) in self.sequences
+        return self.values.get(value.leaf) or self._shifted(value, self.time if is_sequence else 0)
 
     on_bits = on_row
 
     def on_draw(self, value: Value) -> Value:
-        """The random number `value`, with its distance in time from the first step in its name."""
-        return self._renamed(value, -self.loop.earlier * self._position(str(value.data)))
+        """The random number `value` of this step."""
+        return self._shifted(value, self.time)
 
-    def _position(self, name: str) -> int:
-        """The position in the pass of the step that the leaf `name` belongs to; the first step has 0."""
-        return self.index + (self.loop.earlier if name.endswith("_earlier") else 0)
-
-    def _renamed(self, value: Value, position: int | None) -> Value:
-        """The leaf `value`, with the step's `position` in its name; None: under its own name."""
-        name = str(value.data)
-        name = name if position is None else f"{name.removesuffix('_earlier')}.{position}"
-        return self.renamed.setdefault((value.op, name), Value(value.op, data=name))
+    def _shifted(self, value: Value, time: int) -> Value:
+        """The leaf `value`, `time` steps later."""
+        leaf = value.leaf.at(value.leaf.offset + time)
+        return self.leaf_values.setdefault((value.op, leaf), Value(value.op, leaf=leaf))

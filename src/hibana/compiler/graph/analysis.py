@@ -7,6 +7,7 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Operation, Unsupported
 from hibana.compiler.graph.step import Value
 
@@ -73,14 +74,14 @@ class Rewriting(Analysis[Value]):
         """`value` with the rewritten arguments `args`; `value` itself if they are the same objects."""
         return value if tuple(args) == value.args else replace(value, args=tuple(args))
 
-    def rewrite(self, named: Mapping[str, Value]) -> dict[str, Value]:
-        """`named` with the result of each value."""
-        return dict(zip(named, self.run(named.values()), strict=True))
+    def rewrite(self, stores: Mapping[Leaf, Value]) -> dict[Leaf, Value]:
+        """`stores` with the result of each value."""
+        return dict(zip(stores, self.run(stores.values()), strict=True))
 
 
-def substitute(named: Mapping[str, Value], replacements: Mapping[Value, Value]) -> dict[str, Value]:
-    """`named` with each key of `replacements` replaced by its value, also inside other values."""
-    return Rewriting(replacements).rewrite(named)
+def substitute(stores: Mapping[Leaf, Value], replacements: Mapping[Value, Value]) -> dict[Leaf, Value]:
+    """`stores` with each key of `replacements` replaced by its value, also inside other values."""
+    return Rewriting(replacements).rewrite(stores)
 
 
 def evaluation_order(roots: Iterable[Value], available: Container[Value]) -> list[Value]:

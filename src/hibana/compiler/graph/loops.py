@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
+from hibana.compiler.graph.leaf import INPUT, Leaf
+from hibana.compiler.graph.passes import (
+    OUTPUT_GRADIENT,
+    Stores,
+    backward_pass,
+    before_pass,
+    forward_pass,
+    leaves,
+)
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import with_masks
@@ -37,14 +45,14 @@ class Loop:
     direction: str
     """``"forward"`` or ``"backward"``; a backward runs from the last step to the first."""
     stores: Stores
-    """The results of one step, by row."""
-    sequences: Mapping[str, SequenceRow]
-    states: Mapping[str, StateRow]
-    """The rows that pass from step to step: the leaf and the result of a step have the same name."""
+    """The results of one step."""
+    sequences: Mapping[Leaf, SequenceRow]
+    states: Mapping[Leaf, StateRow]
+    """The rows that pass from step to step: a step reads and writes the same leaf."""
     before: Stores
     """For each leaf that belongs to the step before, its value: a state, or the mask of a gradient."""
-    initial: Mapping[str, str]
-    """For each state in `before`, the kernel argument with its values before the first step."""
+    initial: Mapping[Leaf, str]
+    """For each leaf of a state before the step, the kernel argument with its values before the first step."""
 
     @property
     def forwards(self) -> bool:
@@ -62,17 +70,18 @@ def forward_loop(step: Step, plan: Plan | None, *, rereads_outputs: bool = False
             copy of the last output is a state, since outputs may bypass the cache.
     """
     stores = forward_pass(step, plan)
-    *carried, emitted = step.states
-    states = {name: StateRow(f"{name}_first", f"{name}_last") for name in carried}
+    *carried, emitted = step.carried
+    states = {leaf: StateRow(f"{leaf}_first", f"{leaf}_last") for leaf in carried}
     before: Stores = {}
-    initial: dict[str, str] = {}
-    if "emitted_before" in leaves(stores):
+    initial: dict[Leaf, str] = {}
+    if emitted in leaves(stores):
         if rereads_outputs:
-            before["emitted_before"] = Value("row", data=f"{emitted}_earlier")
-            initial["emitted_before"] = f"{emitted}_first"
+            earlier = step.output.at(-1)
+            before[emitted] = Value("row", leaf=earlier)
+            initial[earlier] = f"{step.output}_first"
         else:
-            stores["emitted_before"] = stores[emitted]
-            states["emitted_before"] = StateRow(f"{emitted}_first", "")
+            stores[emitted] = stores[step.output]
+            states[emitted] = StateRow(f"{step.output}_first", "")
     return Loop("forward", stores, _sequence_rows(step, stores, plan, "forward"), states, before, initial)
 
 
@@ -90,21 +99,22 @@ def backward_loop(step: Step, plan: Plan, *, wants_input: bool, masks_products: 
         step, masks = with_masks(step)
     stores = backward_pass(step, plan, wants_input=wants_input)
     before = before_pass(step, plan)
-    *carried, emitted = step.states
-    states = {f"{name}_grad": StateRow(f"{name}_last_grad", f"{name}_first_grad") for name in carried}
-    states[f"{emitted}_grad"] = StateRow("", f"{emitted}_first_grad")
-    states |= {f"sum{i}": StateRow("", f"sum{i}_all") for i in range(len(step.grad_sums))}
+    states: dict[Leaf, StateRow] = {}
+    for i, name in enumerate(step.states):
+        last_grad = "" if i == len(step.states) - 1 else f"{name}_state_last_grad"
+        states[step.state(i, is_gradient=True)] = StateRow(last_grad, f"{name}_state_first_grad")
+    states |= {leaf: StateRow("", f"{leaf}_all") for leaf in stores if leaf.kind == "sum"}
     gates = {
-        f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(mask)}_earlier")
+        Leaf("gate", state): Value("bits", leaf=Leaf("residual", plan.residuals.index(mask), -1))
         for state, mask in masks.items()
     }
-    initial = {name: f"{name.removesuffix('_before')}_first" for name in before}
+    initial = {leaf: f"{leaf.at(0)}_first" for leaf in before}
     sequences = _sequence_rows(step, stores, plan, "backward")
     return Loop("backward", stores, sequences, states, before | gates, initial)
 
 
-def _sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str) -> dict[str, SequenceRow]:
-    """The sequences ``[T, ...]`` that a loop over time reads or writes, by the names of their rows.
+def _sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str) -> dict[Leaf, SequenceRow]:
+    """The sequences ``[T, ...]`` that a loop over time reads or writes, by leaf.
 
     Args:
         step: the step of the cell.
@@ -112,16 +122,16 @@ def _sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str
         plan: the residuals that a forward writes or a backward reads.
         direction: ``"forward"`` or ``"backward"``.
     """
-    rows = {"x": SequenceRow("input", "input_step")}
+    rows = {INPUT: SequenceRow("input", "input_step")}
     if direction == "forward":
-        rows[step.states[-1]] = SequenceRow("outputs", "step_size")
+        rows[step.output] = SequenceRow("outputs", "step_size")
     else:
-        rows["emitted_grad"] = SequenceRow("grad_outputs", "grad_outputs_step")
+        rows[OUTPUT_GRADIENT] = SequenceRow("grad_outputs", "grad_outputs_step")
     for i, value in enumerate(plan.residuals if plan else ()):
         if not value.is_input:
             stride = "row_bytes" if value.boolean else "step_size"
-            rows[f"residual{i}"] = SequenceRow(f"residual{i}_all", stride, value.boolean)
-    rows |= {name: SequenceRow(f"{name}_all", "step_size") for name in stores if name.startswith("outer")}
-    if "x_grad" in stores:
-        rows["x_grad"] = SequenceRow("grad_input", "step_size")
+            rows[Leaf("residual", i)] = SequenceRow(f"residual{i}_all", stride, value.boolean)
+    rows |= {leaf: SequenceRow(f"{leaf}_all", "step_size") for leaf in stores if leaf.kind == "outer"}
+    if INPUT.gradient in stores:
+        rows[INPUT.gradient] = SequenceRow("grad_input", "step_size")
     return rows

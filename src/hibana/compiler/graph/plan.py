@@ -69,8 +69,8 @@ def make_plan(step: Step, required: Sequence[Value] = ()) -> Plan:
     if support is not None and support not in residuals:
         residuals = (*residuals, support)
     read = evaluation_order(roots, set(residuals))
-    before = tuple(sorted({int(value.data) for value in read if value.is_previous}))
-    multiplied = {int(side.data) for side in step.sides if side.is_previous}
+    before = tuple(sorted({value.data for value in read if value.is_previous}))
+    multiplied = {side.data for side in step.sides if side.is_previous}
     support_is_spikes = support is not None and support is step.spikes
     return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, support_is_spikes)
 
@@ -88,12 +88,12 @@ def has_gradient(value: Value) -> bool:
 
 def passes_gradient(step: Step) -> bool:
     """Whether the output's gradient reaches the input or a tensor of the cell, at this or an earlier step."""
-    reaching: set[int | str] = set()  # indices of the states whose later gradient reaches them
+    reaching: set[int] = set()  # indices of the states whose later gradient reaches them
     roots = [root for root in (step.grad_input, *step.grad_sums, *step.sides) if root is not None]
     while roots:
         states = {v.data for v in reachable(roots) if v.is_gradient} - reaching
         reaching |= states
-        before = (step.grad_states[int(state)] for state in states)
+        before = (step.grad_states[state] for state in states)
         roots = [root for root in before if root is not None]
     return len(step.nexts) - 1 in reaching  # the output is the last state
 
@@ -104,7 +104,7 @@ def state_gates(step: Step) -> dict[int, Value]:
     Where the boolean is false, the gradient has no effect in the step. States without such a boolean are
     missing.
     """
-    gates = {int(value.data): gate for value, gate in gates_of(step, {}).items() if value.is_gradient}
+    gates = {value.data: gate for value, gate in gates_of(step, {}).items() if value.is_gradient}
     return {state: gate[0] for state, gate in gates.items() if gate is not None}
 
 

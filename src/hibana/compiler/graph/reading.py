@@ -97,7 +97,7 @@ class Reading:
         epilogue_outputs = self._epilogue_outputs(tensor_grads)
         index_nodes = [node for nodes in self.matrices.sparse.values() for node in nodes]
         return Step(
-            states=tuple(f"{name}_state" for name in self.names),  # no other name in a pass ends like this
+            states=tuple(self.names),
             nexts=nexts,
             grad_input=grad_input,
             grad_states=tuple(grad_states),
@@ -335,7 +335,7 @@ class Reading:
         if result.dtype != self.dtype:
             raise Unsupported(f"random numbers of {result.dtype} in a step that computes in {self.dtype}")
         self.layouts[node] = order
-        self.values[node] = self.make("draw", data=f"{node.args[1]}{self.draws}")
+        self.values[node] = self.make(str(node.args[1]), data=self.draws)
         self.draws += 1
 
     def _argument(self, argument: Any) -> Value:

@@ -52,7 +52,7 @@ class Search:
 
     def _sources(self, values: Iterable[Value]) -> list[Value]:
         """The expressions with which the step before computed the previous states in `values`."""
-        indices = sorted({int(value.data) for value in values if value.is_previous})
+        indices = sorted({value.data for value in values if value.is_previous})
         return [self.nexts[i] for i in indices]
 
     def cost(self, residuals: Residuals) -> float:

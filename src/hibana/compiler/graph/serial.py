@@ -113,7 +113,7 @@ def _decode(text: str) -> dict[str, Any]:
     """The document in `text`, with Python objects for its ``$`` objects."""
     values: list[Value] = []
 
-    def define(op: str, args: list[int], data: int | str, scalar: bool) -> None:
+    def define(op: str, args: list[int], data: int, scalar: bool) -> None:
         """Adds the next value of the step; `args` are indices of earlier values."""
         values.append(Value(op, tuple(values[i] for i in args), data, scalar))
 

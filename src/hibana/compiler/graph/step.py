@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hibana.compiler.graph.leaf import NO_LEAF, Leaf
 from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 
 
@@ -23,14 +24,16 @@ class Value:
 
     op: str
     """A name in ``OPERATIONS``, ``product``, or the kind of a leaf: ``input``, ``previous``, ``gradient``,
-    ``parameter``, ``constant``, ``number`` or ``draw``; in a pass (:mod:`hibana.compiler.graph.passes`) also
-    ``row``, ``bits`` or ``scalar``."""
+    ``parameter``, ``constant``, ``number``, ``uniform`` or ``normal``; in a pass
+    (:mod:`hibana.compiler.graph.passes`) ``row``, ``bits``, ``scalar`` or ``draw``, with a `leaf`."""
     args: tuple["Value", ...] = ()
-    data: int | str = 0
-    """The index of a leaf, the integer of a ``number``, or the name of a ``draw`` or of a leaf of a pass.
+    data: int = 0
+    """The index of a leaf of the step, or the integer of a ``number``.
     ``2 j`` for the product with matrix j, ``2 j + 1`` for the product with its transpose."""
     scalar: bool = False
     """Whether a parameter is one number for all neurons."""
+    leaf: Leaf = NO_LEAF
+    """What a leaf of a pass stands for."""
 
     @cached_property
     def operation(self) -> Operation | None:
@@ -45,10 +48,10 @@ class Value:
     is_input = _has_op("the leaf of the step's input", "input")
     is_previous = _has_op("the leaf of a state before the step", "previous")
     is_gradient = _has_op("the gradient of a state after the step, an input of the backward", "gradient")
-    is_draw = _has_op("the leaf of a random number", "draw")
+    is_draw = _has_op("the leaf of a random number", "uniform", "normal", "draw")
     is_row = _has_op("a leaf of a pass: one number per neuron", "row")
     is_scalar = _has_op("a leaf of a pass: one number for all neurons", "scalar")
-    is_named = _has_op("a leaf of a pass, with a name in `data`", "row", "bits", "scalar", "draw")
+    is_named = _has_op("a leaf of a pass", "row", "bits", "scalar", "draw")
     is_available = _has_op(
         "a leaf that the backward reads without storing it", "constant", "number", "parameter", "gradient"
     )
@@ -62,7 +65,7 @@ class Value:
     @property
     def matrix(self) -> tuple[int, bool]:
         """The index of the matrix of a product, and whether the matrix is transposed."""
-        return int(self.data) // 2, bool(int(self.data) % 2)
+        return self.data // 2, bool(self.data % 2)
 
     @property
     def is_call(self) -> bool:
@@ -97,7 +100,7 @@ class Step:
     """
 
     states: tuple[str, ...]
-    """Names of the states, such as ``v_state``."""
+    """The cell's names of its states, such as ``v``."""
     nexts: tuple[Value, ...]
     """The states after the step; the last is the output."""
     grad_input: Value | None
@@ -133,6 +136,22 @@ class Step:
     def sides(self) -> list[Value]:
         """The factors of all outer products, two for each pair in :attr:`outer`."""
         return [side for pair in self.outer for side in pair]
+
+    def state(self, index: int, offset: int = 0, *, is_gradient: bool = False) -> Leaf:
+        """The leaf of a state; a forward pass reads the last one, the output of the step before."""
+        is_emitted = index == len(self.states) - 1 and not offset and not is_gradient
+        name = "emitted_before" if is_emitted else f"{self.states[index]}_state"
+        return Leaf("state", index, offset, is_gradient, name)
+
+    @cached_property
+    def carried(self) -> tuple[Leaf, ...]:
+        """The leaves of all states in a forward pass."""
+        return tuple(map(self.state, range(len(self.states))))
+
+    @property
+    def output(self) -> Leaf:
+        """The leaf of the output, with the name of the last state."""
+        return Leaf("output", name=f"{self.states[-1]}_state")
 
     @property
     def spikes(self) -> Value | None:
@@ -188,7 +207,7 @@ class Values:
         self.constants.append(rounded(number, self.dtype) if isinstance(number, int) else number)
         return Value("constant", data=len(self.constants) - 1)
 
-    def make(self, op: str, *args: Value, data: int | str = 0) -> Value:
+    def make(self, op: str, *args: Value, data: int = 0) -> Value:
         """The value of `op` applied to `args`, which are converted to booleans or numbers as it needs."""
         if op in ("to_float", "to_bool") and args[0].boolean == (op == "to_bool"):
             return args[0]
@@ -199,7 +218,7 @@ class Values:
             args = tuple(self.make("to_float", a) for a in args)
         key = (op, args, data)
         if key not in self._values:
-            assert op in ("number", "product", "draw") or op in OPERATIONS, op
+            assert op in ("number", "product", "uniform", "normal") or op in OPERATIONS, op
             self._values[key] = Value(op, args, data)
         return self._values[key]
 

@@ -45,12 +45,13 @@ def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
     if has_gradient(pair[0]) == is_left:
         raise Unsupported("a product of neurons with one another, in the gradient of a matrix")
     value, gradient = pair if is_left else pair[::-1]
-    state = int(value.data) if value.is_previous else None
+    state = value.data if value.is_previous else None
     if state is not None:
         value = step.nexts[state]
     value = value.as_boolean or value
     if value.is_previous or value.is_draw or value.is_available:
-        raise Unsupported(f"a matrix is multiplied with a {value.op} that no step computes")
+        kind = "draw" if value.is_draw else value.op
+        raise Unsupported(f"a matrix is multiplied with a {kind} that no step computes")
     return Operand(value, state, gradient, is_left)
 
 
@@ -60,7 +61,7 @@ def with_computed_operands(step: Step) -> Step:
     The backward pass needs the vector that a matrix multiplies, and only values that a step computes are
     stored for it. Multiplication by 1 makes the state a computed value and does not change the number.
     """
-    multiplied = {int(side.data) for side in step.sides if side.is_previous}
+    multiplied = {side.data for side in step.sides if side.is_previous}
     nexts = list(step.nexts)
     for i in multiplied:
         if nexts[i].is_previous:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from hibana.compiler import generator
 from hibana.compiler.generator import Numbers, key_schedule
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.step import Value
 from hibana.compiler.triton.language import Language
 
@@ -50,8 +51,8 @@ _WORDS = Numbers(
 """The operations on blocks of uint32 words, which are below 2^31 for `real`, and of float32 numbers."""
 
 
-def draws(leaves: Mapping[str, Value], language: Language) -> list[str]:
-    """Statements that assign the random numbers of each draw in `leaves` to a variable with the draw's name.
+def draws(leaves: Mapping[Leaf, Value], language: Language) -> list[str]:
+    """Statements that assign the random numbers of each draw in `leaves` to the variable of the draw.
 
     The statements read the words of the seed, ``seed_low`` and ``seed_high``, the steps ``now`` and
     ``earlier``, the offsets ``lo`` and ``j`` of the block, and ``features`` if a block holds samples.
@@ -59,16 +60,14 @@ def draws(leaves: Mapping[str, Value], language: Language) -> list[str]:
     lines: list[str] = []
     block_start = "lo * features" if language.by_samples else "lo"
     element = _Variable(lines, f"({block_start} + j).to(tl.uint32)")
-    for name in (name for name, leaf in leaves.items() if leaf.is_draw):
-        draw = name.removesuffix("_earlier")
-        distribution = draw.rstrip("0123456789")
+    for draw in (leaf for leaf, value in leaves.items() if value.is_draw):
         low, high = (
             element.assign(f"tl.full({language.shape}, {word}, tl.int32).to(tl.uint32, bitcast=True)")
             for word in ("seed_low", "seed_high")
         )
-        key = key_schedule(_WORDS, low, high + int(draw.removeprefix(distribution)))
-        step = element.assign(f"{'now' if draw == name else 'earlier'}.to(tl.uint32, bitcast=True)")
+        key = key_schedule(_WORDS, low, high + draw.index)
+        step = element.assign(f"{'earlier' if draw.offset else 'now'}.to(tl.uint32, bitcast=True)")
         in_float64 = language.real == "float64"
-        numbers = generator.numbers(_WORDS, distribution, key, element, step, in_float64)
-        lines.append(f"{name} = {language.cast(numbers.name)}")
+        numbers = generator.numbers(_WORDS, draw.kind, key, element, step, in_float64)
+        lines.append(f"{draw} = {language.cast(numbers.name)}")
     return lines

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from hibana.compiler.analysis.text import statements
 from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.leaf import INPUT, OUTPUT, Leaf
 from hibana.compiler.graph.loops import Loop, SequenceRow, StateRow, backward_loop, forward_loop
 from hibana.compiler.graph.passes import leaves
 from hibana.compiler.graph.plan import Plan
@@ -24,20 +25,20 @@ ANY_SIZE = ("steps", "size", "seed_low", "seed_high")
 
 def function_source(language: Language, op: str) -> str:
     """Triton source of a kernel that computes `op`, or ``1 / root``, of every number of ``input``."""
-    value = Value(op, (Value("row", data="x"),))
+    value = Value(op, (Value("row", leaf=INPUT),))
     if op == "root":
         value = Value("div", (Value("number", data=1), value))
-    lines, results = statements({"y": value}, {"x": "x"}, language.dialect)
-    body = ["x = tl.load(input + j, there)", *lines, f"tl.store(outputs + j, {results['y']}, there)"]
+    lines, results = statements({OUTPUT: value}, {}, language.dialect)
+    body = ["x = tl.load(input + j, there)", *lines, f"tl.store(outputs + j, {results[OUTPUT]}, there)"]
     return program("function", ("input", "outputs"), ("input", "outputs"), (), body, language)
 
 
 def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
     """Triton source of a kernel that runs `step` over time and stores what the backward needs (`plan`)."""
-    loop, emitted = forward_loop(step, plan), step.states[-1]
+    loop, emitted = forward_loop(step, plan), step.carried[-1]
     # The last output is a state too: kernels for half precision return it before it is rounded.
-    stores = loop.stores | {"emitted_before": loop.stores[emitted]}
-    states = {**loop.states, "emitted_before": StateRow(f"{emitted}_first", f"{emitted}_last")}
+    stores = loop.stores | {emitted: loop.stores[OUTPUT]}
+    states = {**loop.states, emitted: StateRow(f"{step.output}_first", f"{step.output}_last")}
     return _source(replace(loop, stores=stores, states=states), step, language)
 
 
@@ -54,20 +55,20 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
     """
     now, then = leaves(loop.stores), leaves(loop.before)
     rows = {
-        name: row
-        for name, row in loop.sequences.items()
-        if name in now or f"{name}_earlier" in then or name in loop.stores
+        leaf: row
+        for leaf, row in loop.sequences.items()
+        if leaf in now or leaf.at(-1) in then or leaf in loop.stores
     }
-    loaded = {name: _load(row, row.base, "there", language) for name, row in rows.items() if name in now}
+    loaded = {leaf: _load(row, row.base, "there", language) for leaf, row in rows.items() if leaf in now}
     loaded_earlier = {
-        f"{name}_earlier": _load(row, f"{row.base} - {row.stride}", "there & ~is_first", language)
-        for name, row in rows.items()
-        if f"{name}_earlier" in then
+        leaf.at(-1): _load(row, f"{row.base} - {row.stride}", "there & ~is_first", language)
+        for leaf, row in rows.items()
+        if leaf.at(-1) in then
     }
-    earlier_names = {name: f"{name}_earlier" for name in loaded if f"{name}_earlier" in loaded_earlier}
-    rebuilding, rebuilt = statements(loop.before, _leaf_variables(then), language.dialect)
-    lines, results = statements(loop.stores, _leaf_variables(now), language.dialect)
-    stores = [_store(row, results.pop(name), language) for name, row in rows.items() if name in loop.stores]
+    earlier = {leaf: leaf.at(-1) for leaf in loaded if leaf.at(-1) in loaded_earlier}
+    rebuilding, rebuilt = statements(loop.before, {}, language.dialect)
+    lines, results = statements(loop.stores, {}, language.dialect)
+    stores = [_store(row, results.pop(leaf), language) for leaf, row in rows.items() if leaf in loop.stores]
     direction, time = ("+", "t") if loop.forwards else ("-", "steps - 1 - t")
     drawing = []
     if step.draws:  # `now` and `earlier` are the indices of this step and of the step before
@@ -75,31 +76,31 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
         drawing += draws({**now, **then}, language)
     body = [
         *_load_parameters({**then, **now}, language),
-        *(_load_or_zero(f"{name}_first", pointer, language) for name, pointer in loop.initial.items()),
-        *(_load_or_zero(name, row.start, language) for name, row in loop.states.items()),
+        *(_load_or_zero(f"{leaf}_first", pointer, language) for leaf, pointer in loop.initial.items()),
+        *(_load_or_zero(str(leaf), row.start, language) for leaf, row in loop.states.items()),
     ]
     if not loop.forwards:
         body += [f"{row.base} += (steps - 1).to(tl.int64) * {row.stride}" for row in rows.values()]
     iteration = [
-        *(f"{name} = {text}" for name, text in loaded.items() if name not in earlier_names),
+        *(f"{leaf} = {text}" for leaf, text in loaded.items() if leaf not in earlier),
         *([f"is_first = tl.full({language.shape}, {time}, tl.int32) == 0"] if loop.before else []),
-        *(f"{name} = {text}" for name, text in loaded_earlier.items()),
+        *(f"{leaf} = {text}" for leaf, text in loaded_earlier.items()),
         *drawing,
         *rebuilding,
-        *(f"{name} = tl.where(is_first, {name}_first, {text})" for name, text in rebuilt.items()),
+        *(f"{leaf} = tl.where(is_first, {leaf}_first, {text})" for leaf, text in rebuilt.items()),
         *lines,
         *(line for store in stores for line in store),
-        *(f"{name}_next = {text}" for name, text in results.items()),  # all from the old values
-        *(f"{name} = {name}_next" for name in results),
-        *(f"{name} = {earlier}" for name, earlier in earlier_names.items()),
+        *(f"{leaf}_next = {text}" for leaf, text in results.items()),  # all from the old values
+        *(f"{leaf} = {leaf}_next" for leaf in results),
+        *(f"{leaf} = {before}" for leaf, before in earlier.items()),
         *(f"{row.base} {direction}= {row.stride}" for row in rows.values()),
     ]
     body += [
-        *(f"{name} = {loaded[name]}" for name in earlier_names),
+        *(f"{leaf} = {loaded[leaf]}" for leaf in earlier),
         *("for t in range(steps):", block(iteration)),
         *(
-            f"if {row.end} is not None:\n    tl.store({row.end} + j, {name}, there)"
-            for name, row in loop.states.items()
+            f"if {row.end} is not None:\n    tl.store({row.end} + j, {leaf}, there)"
+            for leaf, row in loop.states.items()
             if row.end
         ),
     ]
@@ -109,11 +110,10 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
         *(pointer for row in loop.states.values() for pointer in row if pointer),
         *loop.initial.values(),
     ]
-    strides = [row.stride for row in rows.values() if row.stride.endswith("_step")]
+    strides = [row.stride for row in rows.values() if row.stride not in ("step_size", "row_bytes")]
     arguments = (*numbers, *bits, *strides, *_shared(step, {**loop.before, **loop.stores}))
-    return program(
-        loop.direction, arguments, [*numbers, *_parameter_rows({**then, **now})], bits, body, language
-    )
+    pointers = [*numbers, *(f"{leaf}_at" for leaf in _parameter_rows({**then, **now}))]
+    return program(loop.direction, arguments, pointers, bits, body, language)
 
 
 def _load(row: SequenceRow, pointer: str, where: str, language: Language) -> str:
@@ -137,36 +137,25 @@ def _store(row: SequenceRow, result: str, language: Language) -> list[str]:
     ]
 
 
-def _leaf_variables(leaves: Mapping[str, Value]) -> dict[str, str]:
-    """The variable of each leaf, such as ``c0`` for ``c[0]`` and ``p0`` for ``p0[0]``."""
-    return {name: _scalar_variable(name) if leaf.is_scalar else name for name, leaf in leaves.items()}
-
-
-def _scalar_variable(scalar: str) -> str:
-    """The variable of a scalar leaf: ``p0`` for ``p0[0]``, ``c0`` for ``c[0]``."""
-    return scalar.replace("[0]", "") if scalar[0] == "p" else scalar.replace("[", "").rstrip("]")
-
-
-def _load_parameters(leaves: Mapping[str, Value], language: Language) -> list[str]:
+def _load_parameters(leaves: Mapping[Leaf, Value], language: Language) -> list[str]:
     """Statements that load parameters and constants, and broadcast scalars."""
     places = {
-        name: f"{_scalar_variable(name)}_at" if name[0] == "p" else f"constants + {name[2:-1]}"
-        for name, leaf in leaves.items()
-        if leaf.is_scalar
+        leaf: f"constants + {leaf.index}" if leaf.kind == "constant" else f"{leaf}_at"
+        for leaf, value in leaves.items()
+        if value.is_scalar
     }
-    scalars = [f"{_scalar_variable(n)} = {language.number(f'tl.load({at})')}" for n, at in places.items()]
-    return scalars + [f"{at[:-3]} = tl.load({at} + j, there)" for at in _parameter_rows(leaves)]
+    scalars = [f"{leaf} = {language.number(f'tl.load({place})')}" for leaf, place in places.items()]
+    return scalars + [f"{leaf} = tl.load({leaf}_at + j, there)" for leaf in _parameter_rows(leaves)]
 
 
-def _parameter_rows(leaves: Mapping[str, Value]) -> list[str]:
-    """The pointers of parameters with a number per neuron."""
-    rows = [name for name, leaf in leaves.items() if leaf.is_row and name[0] == "p"]
-    return [f"{name}_at" for name in rows if name[1:].isdigit()]
+def _parameter_rows(leaves: Mapping[Leaf, Value]) -> list[Leaf]:
+    """The parameters with a number per neuron."""
+    return [leaf for leaf, value in leaves.items() if value.is_row and leaf.kind == "parameter"]
 
 
-def _shared(step: Step, stores: Mapping[str, Value]) -> tuple[str, ...]:
+def _shared(step: Step, stores: Mapping[Leaf, Value]) -> tuple[str, ...]:
     """Arguments of both directions: constants, parameters, matrices in `stores`, and the seed."""
-    factors = {int(v.data) for v in reachable(stores.values()) if v.is_product}
+    factors = {v.data for v in reachable(stores.values()) if v.is_product}
     matrices = (f"M{i // 2}{'_transposed' if i % 2 else ''}_at" for i in sorted(factors))
     seed = ("seed_low", "seed_high") if step.draws else ()
     return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *matrices, *seed)

@@ -8,6 +8,7 @@ from torch import Tensor
 from hibana.compiler.analysis.text import statements
 from hibana.compiler.c.integers import Bounds, Integer, integer_statements
 from hibana.compiler.c.source import dialect, literal
+from hibana.compiler.graph.leaf import INPUT, OPERAND, Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.network.graph import Network, Node
@@ -37,7 +38,7 @@ class FloatArithmetic:
         self.guards = _GUARDS
         """Preprocessor lines that refuse compilers with other arithmetic."""
 
-    def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
+    def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[Leaf, str]]:
         """The body of a loop over neurons that computes `stores`, and the C expression of each result.
 
         Raises Unsupported, naming the layer, if an operation has no form in C.
@@ -82,8 +83,8 @@ class IntegerArithmetic:
         self.guards: tuple[str, ...] = ()
         self.bounds: dict[Node, Bounds] = {}
         """Bounds of the outputs of each layer."""
-        self.leaf_bounds: dict[Node, dict[str, Bounds]] = {}
-        """For each layer of neurons, bounds of the named leaves of its step: states, parameters, products."""
+        self.leaf_bounds: dict[Node, dict[Leaf, Bounds]] = {}
+        """For each layer of neurons, bounds of the leaves of its step: states, parameters, products."""
         self.largest = 0
         """The largest absolute value in any computation."""
         for node in network.nodes[1:]:
@@ -102,14 +103,14 @@ class IntegerArithmetic:
             raise Unsupported(f"layer {name!r}: a constant of {largest:,.0f} does not fit in 32 bits")
         return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
 
-    def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
+    def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[Leaf, str]]:
         """The body of a loop over neurons that computes `stores`, and the C expression of each result."""
         lines, results, _ = self._integer_step(layer, stores, self.leaf_bounds[layer.node])
-        return lines, {name: value.text for name, value in results.items()}
+        return lines, {leaf: value.text for leaf, value in results.items()}
 
     def _integer_step(
-        self, layer: NeuronLayer, stores: Stores, bounds: dict[str, Bounds]
-    ) -> tuple[list[str], dict[str, Integer], int]:
+        self, layer: NeuronLayer, stores: Stores, bounds: dict[Leaf, Bounds]
+    ) -> tuple[list[str], dict[Leaf, Integer], int]:
         """C statements in integers that compute `stores`, their expressions, and the largest integer.
 
         `bounds` are the smallest and largest value of each state, parameter and product that `stores` read.
@@ -137,34 +138,35 @@ class IntegerArithmetic:
 
     def _neuron_bounds(self, layer: NeuronLayer, x: Bounds) -> Bounds:
         """Bounds all states over the steps, for inputs within `x`; returns the bounds of the output."""
-        names = [*layer.step.states[:-1], "emitted_before"]
-        bounds = {f"p{i}": _range_of(values) for i, values in enumerate(layer.parameters)} | {"x": x}
-        bounds |= {name: _range_of(state) for name, state in zip(names, layer.initial_state, strict=True)}
+        states = layer.step.carried
+        bounds = {Leaf("parameter", i): _range_of(values) for i, values in enumerate(layer.parameters)}
+        bounds |= {leaf: _range_of(state) for leaf, state in zip(states, layer.initial_state, strict=True)}
+        bounds[INPUT] = x
         for _ in range(self.steps):
             previous = dict(bounds)
             for i, product in enumerate(layer.products):
-                vector = self._integer_step(layer, {"operand": product.operand}, bounds)[1]["operand"]
+                vector = self._integer_step(layer, {OPERAND: product.operand}, bounds)[1][OPERAND]
                 factors = (0, 1) if product.is_binary else (vector.low, vector.high)
                 weights = layer.matrix(product.matrix, product.transposed)
                 if isinstance(weights, Connections):
                     assert weights.weights is not None
                     (by_neuron,) = by_output(weights.targets, layer.node.size, weights.weights)
                     weights = by_neuron.T
-                bounds[f"product{i}"] = self._sum_bounds(weights, None, factors)
-                self._check(layer.node, "a sum", bounds[f"product{i}"])
+                bounds[Leaf("product", i)] = sums = self._sum_bounds(weights, None, factors)
+                self._check(layer.node, "a sum", sums)
             _, results, largest = self._integer_step(layer, layer.stores, bounds)
             self.largest = max(self.largest, largest)
-            for j, (name, value) in enumerate(zip(names, results.values(), strict=True)):
-                state = layer.step.states[j].removesuffix("_state")
+            for leaf, value in zip(states, results.values(), strict=True):
+                state = layer.step.states[leaf.index]
                 if value.exponent:
                     raise Unsupported(f"layer {layer.node.name!r}: {state} is no whole number after a step")
-                low, high = (0, 1) if j in layer.binary_states else (value.low, value.high)
-                bounds[name] = min(bounds[name][0], low), max(bounds[name][1], high)
-                self._check(layer.node, f"state {state}", bounds[name])
+                low, high = (0, 1) if leaf.index in layer.binary_states else (value.low, value.high)
+                bounds[leaf] = min(bounds[leaf][0], low), max(bounds[leaf][1], high)
+                self._check(layer.node, f"state {state}", bounds[leaf])
             if bounds == previous:
                 break
         self.leaf_bounds[layer.node] = bounds
-        return bounds["emitted_before"]
+        return bounds[states[-1]]
 
     def _sum_bounds(self, weights: Tensor, bias: Tensor | None, factors: Bounds, groups: int = 1) -> Bounds:
         """Bounds of sums of weights times numbers, also of the partial sums that leave some terms out.

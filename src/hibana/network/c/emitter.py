@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.c.source import library_functions, literal
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import each
@@ -127,7 +128,7 @@ class Emitter(Lowering):
             return self._indices(counter, self._counter_type, is_number=True)
         if array.kind == "ring":
             self._counter_type = index_type(array.shape[0])
-        name = f"{array.name.removesuffix('_state')}_{position}" if array.name else f"{array.kind}{position}"
+        name = f"{array.name}_{position}" if array.name else f"{array.kind}{position}"
         kind = "uint8_t" if array.binary else self.arithmetic.kind
         pointer = self.pointer(self.memory.add(name, kind, initial.numel()), kind)
         value = literal(float(initial[0]), kind)
@@ -252,26 +253,26 @@ class Emitter(Lowering):
                 terms = [term.to(products).signed_to(INT) for term in terms]
                 out[o] = total + sum(terms[1:], terms[0])
 
-    def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[str, Pointer]) -> None:
+    def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[Leaf, Pointer]) -> None:
         """Writes a loop over the neurons ``j`` with the statements that compute `stores`."""
         kind, size, element = self.arithmetic.kind, layer.node.size, self.element
-        flags = {name for name in stores if self.array(rows[name]).element == "uint8_t"}
-        stores = {n: (value.as_boolean or value) if n in flags else value for n, value in stores.items()}
+        flags = {leaf for leaf in stores if self.array(rows[leaf]).element == "uint8_t"}
+        stores = {x: (value.as_boolean or value) if x in flags else value for x, value in stores.items()}
         statements, results = self.arithmetic.statements(layer, stores)
-        for name, value in stores.items():
-            needs_comparison = name in flags and not value.boolean
-            result = f"({results[name]}) != 0" if needs_comparison else results[name]
-            statements.append(f"{element(rows[name], 'j')} = {result};")
+        for leaf, value in stores.items():
+            needs_comparison = leaf in flags and not value.boolean
+            result = f"({results[leaf]}) != 0" if needs_comparison else results[leaf]
+            statements.append(f"{element(rows[leaf], 'j')} = {result};")
         declarations = []
-        for name, leaf in leaves(stores).items():
-            if not leaf.is_row:
+        for leaf, value in leaves(stores).items():
+            if not value.is_row:
                 continue
-            array, place = rows.get(name), "j"
+            array, place = rows.get(leaf), "j"
             if array is None:
-                numbers = layer.parameters[int(name[1:])]
-                array = self.constant(numbers, f"{name}_")
+                numbers = layer.parameters[leaf.index]
+                array = self.constant(numbers, f"{leaf}_")
                 place = "j" if len(numbers) == size else f"j % {len(numbers)}"
-            declarations.append(f"const {kind} {name} = {element(array, place, kind)};")
+            declarations.append(f"const {kind} {leaf} = {element(array, place, kind)};")
         self.code.builder.add(Verbatim(tuple(each("j", size, [*declarations, *statements]))))
         self.functions |= library_functions(stores)
 

@@ -1,12 +1,13 @@
 """Layers of neurons: any cell over time, with or without synapses back to itself."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from hibana.cells.surrogate import Step
 from hibana.compiler.c.source import operation_count
+from hibana.compiler.graph.leaf import INPUT, OPERAND, OUTPUT, Leaf
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.delay import Ring
@@ -121,16 +122,15 @@ def _write_step(to: Lowering, node: Node, currents: Activations) -> Activations:
     The states are arrays of the network's state. Each product with a matrix has an array, too.
     """
     layer, order = trace_layer(node, currents.order, to.dtype), currents.order
-    states, rows = layer.step.states, {"x": to.numbers(currents)}
-    spikes = layer.stores[states[-1]].as_boolean
+    states, rows = layer.step.carried, {INPUT: to.numbers(currents)}
+    spikes = layer.stores[OUTPUT].as_boolean
     is_packed = to.packs_spikes and layer.emits_spikes and spikes is not None and bool(spikes.args)
-    for i, (name, initial) in enumerate(zip(states, layer.initial_state, strict=True)):
-        is_bits = is_packed and name == states[-1]
-        array = StateArray(
-            node.name, "bits" if is_bits else "numbers", node.shape, order, i in layer.binary_states, name
-        )
-        rows[name] = to.state(array, initial).of(Bytes if is_bits else to.number)
-    rows["emitted_before"] = rows[states[-1]]
+    for leaf, name, initial in zip(states, layer.step.states, layer.initial_state, strict=True):
+        is_bits, is_binary = is_packed and leaf == states[-1], leaf.index in layer.binary_states
+        kind: Literal["numbers", "bits"] = "bits" if is_bits else "numbers"
+        array = StateArray(node.name, kind, node.shape, order, is_binary, name)
+        rows[leaf] = to.state(array, initial).of(Bytes if is_bits else to.number)
+    rows[OUTPUT] = rows[states[-1]]
 
     def activations(row: Pointer, *, binary: bool) -> Activations:
         """The activations in an array of numbers or bits."""
@@ -139,10 +139,10 @@ def _write_step(to: Lowering, node: Node, currents: Activations) -> Activations:
         return Activations(node, order, row, binary=binary)
 
     for i, product in enumerate(layer.products):
-        operand, out = rows.get(str(product.operand.data)), to.temporary(node.size)
+        operand, out = rows.get(product.operand.leaf), to.temporary(node.size)
         if operand is None:
             operand = to.temporary(node.size, binary=product.is_binary)
-            to.compute(layer, {"operand": product.operand}, {**rows, "operand": operand})
+            to.compute(layer, {OPERAND: product.operand}, {**rows, OPERAND: operand})
         inputs = activations(operand, binary=product.is_binary)
         weights = layer.matrix(product.matrix, product.transposed)
         name = f"m{product.matrix}{'t' * product.transposed}_"
@@ -151,6 +151,6 @@ def _write_step(to: Lowering, node: Node, currents: Activations) -> Activations:
             add_synapses(to, weights, inputs, node.size, out.__add__, name)
         else:
             to.product(node, inputs, weights, None, out, name)
-        rows[f"product{i}"] = out
+        rows[Leaf("product", i)] = out
     to.compute(layer, layer.stores, rows)
-    return activations(rows[states[-1]], binary=layer.emits_spikes)
+    return activations(rows[OUTPUT], binary=layer.emits_spikes)

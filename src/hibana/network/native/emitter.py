@@ -12,6 +12,7 @@ from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
 from hibana.compiler.cpu.row_function import NUMBERS
 from hibana.compiler.cpu.row_pass import row_pass
 from hibana.compiler.cpu.vector_functions import vector_functions
+from hibana.compiler.graph.leaf import OUTPUT, Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, leaves, substitute
 from hibana.compiler.graph.step import Value as GraphValue
@@ -234,35 +235,32 @@ class Emitter(Lowering):
         bias_offset = None if bias is None else self.weights.add(bias.to(self.dtype))
         return PackedRows(self.number, inputs, tuple(chunks), bias_offset)
 
-    def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[str, Pointer]) -> None:
+    def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[Leaf, Pointer]) -> None:
         """Writes the functions of rows that the compiler generates for `stores`, and their calls."""
         step, code, size = layer.step, self.code, layer.node.size
         try:
             functions = vector_functions(step, self.dtype)
         except Unsupported as error:
             raise Unsupported(f"layer {layer.node.name!r}: {error}") from error
-        output, before = step.states[-1], GraphValue("row", data=step.states[-1])
-        if isinstance(rows[output], Bytes):
-            before = GraphValue("to_float", (GraphValue("bits", data=output),))
-            stores = {n: value.args[0] if n == output else value for n, value in stores.items()}
-        if (emitted := leaves(stores).get("emitted_before")) is not None:  # the step overwrites this row
+        before = GraphValue("row", leaf=OUTPUT)
+        if isinstance(rows[OUTPUT], Bytes):
+            before = GraphValue("to_float", (GraphValue("bits", leaf=OUTPUT),))
+            stores = {leaf: value.args[0] if leaf == OUTPUT else value for leaf, value in stores.items()}
+        if (emitted := leaves(stores).get(step.carried[-1])) is not None:  # the step overwrites this row
             stores = substitute(stores, {emitted: before})
         self._passes += 1
         neurons_pass = row_pass(f"neurons{self._passes}", stores, self.number, frozenset(functions))
-        rows = rows | {name: self.temporary(size) for name in neurons_pass.scratch}
-        for name, leaf in neurons_pass.leaves.items():
-            if leaf.is_row and name not in rows:
-                values = layer.parameters[int(name[1:])]
-                rows[name] = self.constant(values.repeat(size // len(values)))
+        rows = rows | {leaf: self.temporary(size) for leaf in neurons_pass.scratch}
+        for leaf, value in neurons_pass.leaves.items():
+            if value.is_row and leaf not in rows:
+                values = layer.parameters[leaf.index]
+                rows[leaf] = self.constant(values.repeat(size // len(values)))
         constants = self.constant(torch.tensor(step.constants, dtype=torch.float64, device="cpu"))
-
-        def scalar(array: str, i: int) -> Value:
-            """Constant `i` of the step (`array` is ``c``), or the number of parameter 3 (``p3``)."""
-            return constants[i] if array == "c" else self.constant(layer.parameters[int(array[1:])])[0]
-
-        scalars = scalar_arguments([neurons_pass], scalar)
+        scalars = scalar_arguments(
+            [neurons_pass], constants, lambda leaf: self.constant(layer.parameters[leaf.index])[0]
+        )
         called = sorted(neurons_pass.operations & functions.keys())
         addresses = {op: self.function(functions[op]) for op in called}
         for call in neurons_pass.sequence:
-            arguments = [rows[name] for name in call.rows]
+            arguments = [rows[leaf] for leaf in call.rows]
             write_call(code, call, arguments, scalars, addresses, code.constant(size))

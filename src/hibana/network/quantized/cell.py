@@ -102,7 +102,7 @@ class FixedCell(Cell):
         order = reachable(form.nexts)
         index = {value: i for i, value in enumerate(order)}
         self.program: tuple[tuple[Any, ...], ...] = tuple(
-            (v.op, int(v.data), *(index[argument] for argument in v.args)) for v in order
+            (v.op, v.data, *(index[argument] for argument in v.args)) for v in order
         )
         """The values of the step in order: operation, data, and the indices of the arguments."""
         self.outputs = tuple(index[value] for value in form.nexts)
