@@ -45,8 +45,10 @@ def draw_dark() -> list[str]:
 def main() -> None:
     mpl.use("Agg")
     mpl.rcParams["savefig.dpi"] = 160  # twice what a column of the site shows
-    asked = [DOCS / name for name in sys.argv[1:]]
-    for page in asked or [DOCS / "start.md", DOCS / "sparse.md", *sorted(DOCS.glob("tutorials/*.md"))]:
+    pages = [DOCS / name for name in sys.argv[1:] or ("start.md", "tiny.md", "sparse.md")]
+    if not sys.argv[1:]:
+        pages += sorted(DOCS.glob("tutorials/*.md"))
+    for page in pages:
         print(page.name, *draw(page), flush=True)
     print("README.md", *draw_dark(), flush=True)
 

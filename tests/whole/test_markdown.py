@@ -32,6 +32,7 @@ TRANSLATED = [page for page in PAGES if page.name.endswith(".ja.md")]
 SHORTER = {
     "docs/gallery.md": ("steps=20, epochs=8", "steps=20, epochs=1"),
     "docs/start.md": ("epochs, batch_size, rate = 10, 32, 2e-3", "epochs, batch_size, rate = 2, 32, 2e-3"),
+    "docs/tiny.md": ("epochs=10", "epochs=3"),
     "docs/tutorials/from-ann.md": ("for _ in range(8):", "for _ in range(1):"),
     "docs/tutorials/network.md": ("epochs = 5", "epochs = 1"),
     "docs/tutorials/over-time.md": ("epochs = 4", "epochs = 2"),
