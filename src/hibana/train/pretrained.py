@@ -15,12 +15,12 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any
 
-from hibana import __version__
 from hibana.data.user_data.samples import reading
 from hibana.runtime import files
 from hibana.runtime.extras import explain_import_error
 from hibana.train.run_folder import SETTINGS
 from hibana.train.settings import IN_MEMORY, Settings
+from hibana.version import __version__
 
 if TYPE_CHECKING:
     from hibana.train.network import Network
