@@ -12,9 +12,10 @@ from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import CWriter, each
 from hibana.network.c.memory import SIZES, Memory, index_type
-from hibana.network.graph import Network, Node
-from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
+from hibana.network.graph import Network
+from hibana.network.lowering import Activations, Lowering, StateArray, times
 from hibana.network.neurons import NeuronLayer
+from hibana.network.node import Node, in_order
 from hibana.runtime.kernels import INT, LONG, SHORT, Code, Doubles, Floats, Ints, Longs, Pointer, Type, Value
 
 __all__ = ["Emitter", "Spiking"]
