@@ -8,9 +8,8 @@ from torch.nn import functional
 
 from hibana.network.c.arithmetic import FloatArithmetic
 from hibana.network.c.unit import Unit
-from hibana.network.graph import Node
 from hibana.network.layers.sliding import image_shape, sliding_window
-from hibana.network.lowering import channels_last
+from hibana.network.node import Node, channels_last
 from hibana.network.reader import read
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.layers import OverTime, Recurrent

@@ -18,8 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hibana.runtime import openmp_spin  # must be imported before torch
-
-__version__ = "0.2.0"
+from hibana.version import __version__ as __version__
 
 if openmp_spin.is_command() and sys.argv[1:] == ["--version"]:  # the imports below take seconds
     print(__version__)

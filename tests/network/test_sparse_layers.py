@@ -7,6 +7,7 @@ from torch import nn
 import hibana as hb
 from c_programs import check_programs, compiled, needs_cc, outputs_of
 from hibana.compiler.graph.ops import Unsupported
+from hibana.network.layers import LAYERS
 
 CASES = ["spikes", "delays of an image"]
 
@@ -196,7 +197,7 @@ def test_recurrent_synapses_are_the_same_in_onnx_and_nir_or_refused(name, tmp_pa
 def test_a_large_recurrent_layer_needs_no_dense_matrix():
     synapses = hb.SparseLinear(8000, 8000, hb.connect.fixed_in_degree(5))
     program = hb.compile(hb.Recurrent(hb.LIFCell(), 8000, synapses), torch.rand(2, 1, 8000))
-    operations = program.graph.nodes[1].layer.operations(program.graph.nodes[1], torch.float32)
+    operations = LAYERS["neurons"].operations(program.graph.nodes[1], torch.float32)
     assert operations.at_most < 20 * 8000 < operations.products == 8000**2
     assert program._native.weights.numel() < 1_000_000
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import hibana
 import hibana as hb
 from hibana.runtime import build as module
 from hibana.runtime import files
@@ -267,7 +266,7 @@ def test_the_cache_can_be_switched_off(tmp_path, monkeypatch, word):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(hibana, "__version__", "0.0.0"),
+        lambda patch: patch.setattr(module, "__version__", "0.0.0"),
         lambda patch: patch.setattr(torch, "__version__", "2.99.0"),
         lambda patch: patch.setattr(module, "version", lambda name: "9.9"),
         lambda patch: patch.setattr("llvmlite.binding.get_host_cpu_name", lambda: "another"),

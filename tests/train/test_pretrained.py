@@ -24,7 +24,7 @@ import hibana
 from hibana import train
 from hibana.cli import main
 from hibana.runtime.extras import extra_for
-from hibana.train import pretrained
+from hibana.train import shared_folder
 
 FROZEN = Path(__file__).with_name("pretrained")
 """A folder that version 0.1.0 wrote, and its network's outputs for the first test samples."""
@@ -121,7 +121,7 @@ def test_a_folder_contains_no_paths_of_the_machine(flowers):
 
 def test_samples_in_memory_have_no_path():
     settings = train.Settings(data="in memory", kind="arrays")
-    assert pretrained._portable(settings)["data"] == "in memory"
+    assert shared_folder._portable(settings)["data"] == "in memory"
 
 
 def test_a_card_states_the_results_of_the_run(flowers):

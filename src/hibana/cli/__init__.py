@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import cyclopts
 from cyclopts.exceptions import CycloptsError, UnknownOptionError, UnusedCliTokensError
 
-from hibana import __version__
 from hibana.cells import peer_aliases
 from hibana.cli.common import Failure, Refusal
 from hibana.runtime import extras
+from hibana.version import __version__
 
 __all__ = ["Failure", "Refusal", "main"]
 

@@ -147,8 +147,8 @@ def share(checkpoint: Path, folder: Path, /, *, overwrite: bool = False, trust: 
     """
     allow_local_imports(trust)
     with progress("opening the network"), refuse_errors():
-        from hibana.train import load, pretrained
+        from hibana.train import load, shared_folder
 
-        pretrained.check_folder(folder, overwrite=overwrite)
+        shared_folder.check_folder(folder, overwrite=overwrite)
         load(checkpoint, trust=trust).save_pretrained(folder)
     print(folder)

@@ -4,52 +4,17 @@ Calls that only move numbers, such as flatten, are not nodes: ``Node.input_shape
 its inputs.
 """
 
-import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-if TYPE_CHECKING:
-    from hibana.network.layers.base import LayerKind
+from hibana.network.layers import LAYERS
+from hibana.network.node import Node, Shape
 
 __all__ = ["Network", "Node", "Shape"]
 
-Shape = tuple[int, ...]
 _COLUMNS = ("layer", "kind", "gives", "parameters", "not zero", "operations", "at these rates")
-
-
-@dataclass(eq=False)
-class Node:
-    """One layer of a network, for one sample and step."""
-
-    name: str
-    """The layer's path in the network; ``"input"`` for the network's input."""
-    layer: "LayerKind"
-    module: Any
-    """An ``nn.Module``; None for arithmetic in a ``forward``."""
-    inputs: tuple["Node", ...]
-    input_shapes: tuple[Shape, ...]
-    """The shape of one sample of each input, as the layer reads it; a source may have another shape."""
-    shape: Shape
-    density: float = 1.0
-    """Fraction of the outputs on the example that are not zero."""
-    value_range: tuple[float, float] = (0.0, 0.0)
-    """Smallest and largest output on the example."""
-    binary: bool = False
-    """Whether all outputs on the example are 0 or 1."""
-    users: list["Node"] = field(default_factory=list)
-
-    @property
-    def kind(self) -> str:
-        """The name of the kind of layer."""
-        return self.layer.name
-
-    @property
-    def size(self) -> int:
-        """Number of outputs of one sample."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -74,11 +39,12 @@ class Network:
         rows: list[tuple[str, ...]] = [_COLUMNS]
         totals = [0, 0]
         for node in self.nodes:
-            at_most, at_rates, _ = node.layer.operations(node, self.dtype)
+            kind = LAYERS[node.kind]
+            at_most, at_rates, _ = kind.operations(node, self.dtype)
             totals = [totals[0] + at_most, totals[1] + round(at_rates)]
             parameters = sum(p.numel() for p in node.module.parameters()) if node.module is not None else 0
             numbers = f"{parameters:,}", f"{node.density:.1%}", f"{at_most:,}", f"{round(at_rates):,}"
-            rows.append((node.name, node.layer.title(node), "x".join(map(str, node.shape)), *numbers))
+            rows.append((node.name, kind.title(node), "x".join(map(str, node.shape)), *numbers))
         parameters = sum(p.numel() for p in self.net.parameters())
         shape = "x".join(map(str, self.output_shape))
         rows.append(("in all", "", shape, f"{parameters:,}", "", *(f"{total:,}" for total in totals)))
@@ -98,6 +64,6 @@ class Network:
         """The nodes before the first layer over time. If the input is constant, so are their outputs."""
         dynamic: set[Node] = set()
         for node in self.nodes:
-            if node.layer.over_time or any(source in dynamic for source in node.inputs):
+            if LAYERS[node.kind].over_time or any(source in dynamic for source in node.inputs):
                 dynamic.add(node)
         return tuple(node for node in self.nodes if node not in dynamic)

@@ -6,21 +6,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.passes import Stores
-from hibana.network.graph import Node, Shape
+from hibana.network.neurons import NeuronLayer
+from hibana.network.node import Node, channels_last, in_order
 from hibana.runtime.kernels import LONG, Bytes, Code, Pointer, Value
 
-if TYPE_CHECKING:
-    from hibana.network.neurons import NeuronLayer
-
 __all__ = ["CHUNK", "Activations", "Lowering", "StateArray"]
-__all__ += ["channels_last", "in_order", "spread", "times", "vector_parts"]
+__all__ += ["spread", "times", "vector_parts"]
 
 CHUNK = 64
 """Numbers that stay in registers while others are added: four registers of AVX-512, eight of AVX2."""
@@ -141,7 +139,7 @@ class Lowering(ABC):
         """
 
     @abstractmethod
-    def compute(self, layer: "NeuronLayer", stores: Stores, rows: dict[Leaf, Pointer]) -> None:
+    def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[Leaf, Pointer]) -> None:
         """A loop over the neurons of `layer` that computes the values `stores` of its step.
 
         `rows` are the arrays of the values, and those of the input, the states and the products that
@@ -193,16 +191,6 @@ class Lowering(ABC):
         if torch.equal(activations.order, channels_last(shape)):
             return activations, True
         return self.reordered(activations, in_order(activations.node.size)), False
-
-
-def in_order(count: int) -> Tensor:
-    """The indices 0 to `count` - 1, which describe numbers in PyTorch's own order in memory."""
-    return torch.arange(count, dtype=torch.int64, device="cpu")
-
-
-def channels_last(shape: Shape) -> Tensor:
-    """PyTorch's index of the number at each place of an image whose channels are last in memory."""
-    return in_order(math.prod(shape)).view(shape[0], -1).T.flatten()
 
 
 def vector_parts(count: int, widest: int = CHUNK) -> list[tuple[int, int]]:

@@ -17,8 +17,7 @@ from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
-from hibana.network.graph import Node
-from hibana.network.lowering import channels_last
+from hibana.network.node import Node, channels_last
 from hibana.network.synapses import check_connections, reordered
 from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
 from hibana.nn.window import LooksBack

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hibana.network.graph import Shape
+from hibana.network.node import Shape
 
 __all__ = ["NirNode", "array", "check_broadcasts", "float_or_tensor", "full_array", "integers"]
 __all__ += ["load_weights", "subgraph", "tensor"]

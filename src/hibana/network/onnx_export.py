@@ -1,22 +1,18 @@
 """A network as an ONNX model that contains the loop over time, so that its size does not grow with T."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.graph.analysis import Analysis
-from hibana.compiler.graph.leaf import INPUT, Leaf
-from hibana.compiler.graph.ops import Operation, Unsupported, row_of
-from hibana.compiler.graph.passes import forward_pass
-from hibana.compiler.graph.step import Step, Value
-from hibana.network.graph import Network, Node
-from hibana.network.neurons import sparse_matrix, trace_step
-from hibana.network.synapses import by_output
+from hibana.network.graph import Network
+from hibana.network.layers import LAYERS
+from hibana.network.node import Node
+from hibana.network.onnx_step import OnnxStep
+from hibana.network.reader import read
 from hibana.runtime.extras import explain_import_error
 
-__all__ = ["OnnxStep", "int64_tensor", "to_onnx"]
+__all__ = ["to_onnx"]
 
 OPSET = 17
 """Version of ONNX's operators."""
@@ -43,196 +39,37 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
         TypeError, ValueError: if `example` is not floating-point, or has another shape.
         Unsupported: naming the layer, if it has no ONNX form.
     """
-    from hibana.network.reader import read  # which imports the kinds of layers, and these this module
-
     with torch.no_grad():
-        return OnnxStep(read(net, example)).model()
+        return _model(read(net, example))
 
 
-class OnnxStep:
-    """Builds the ONNX model of a network. Layers add the operations of one step with :meth:`op`."""
-
-    def __init__(self, network: Network) -> None:
-        import onnx
-
-        self.onnx, self.network = onnx, network
-        dtype = torch.empty(0, dtype=network.dtype, device="cpu").numpy().dtype
-        self.element_type = onnx.helper.np_dtype_to_tensor_dtype(dtype)
-        self.step_nodes: list[Any] = []
-        self.outer_nodes: list[Any] = []
-        """Operations before the loop."""
-        self.constants: list[Any] = []
-        self.states: list[tuple[str, str, tuple[int, ...]]] = []
-        """Names before and after a step, and the shape of one sample."""
-        self.count = 0
-
-    def model(self) -> Any:
-        """The checked model."""
-        helper, network = self.onnx.helper, self.network
-        values: dict[Node, str] = {network.input: "x"}
-        for node in network.nodes[1:]:
-            inputs = [
-                self._reshaped(values[source], source.shape, shape)
-                for source, shape in zip(node.inputs, node.input_shapes, strict=True)
-            ]
-            values[node] = node.layer.to_onnx(node, inputs, self)
-        out = self._reshaped(values[network.output], network.output.shape, network.output_shape)
-        self.op("Identity", [out], name="y")
-        inputs = [self._info(before, shape) for before, _, shape in self.states]
-        outputs = [self._info(after, shape) for _, after, shape in self.states]
-        x, y = self._info("x", network.input.shape), self._info("y", network.output_shape)
-        step = helper.make_graph(self.step_nodes, "step", [*inputs, x], [*outputs, y])
-        last = [f"{after}_last" for _, after, _ in self.states]
-        initial = self._initial_states()
-        scan = helper.make_node("Scan", [*initial, "input"], [*last, "output"], body=step, num_scan_inputs=1)
-        graph = helper.make_graph(
-            [*self.outer_nodes, scan],
-            "network",
-            [self._info("input", network.input.shape, over_time=True)],
-            [self._info("output", network.output_shape, over_time=True)],
-            self.constants,
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
-        self.onnx.checker.check_model(model)
-        return model
-
-    def _info(self, name: str, shape: tuple[int, ...], over_time: bool = False) -> Any:
-        """The declaration of the tensor `name`, ``[batch, *shape]``, or ``[T, batch, *shape]``."""
-        sizes: list[str | int] = ["T", "batch", *shape] if over_time else ["batch", *shape]
-        return self.onnx.helper.make_tensor_value_info(name, self.element_type, sizes)
-
-    def constant(self, values: Tensor, name: str = "") -> str:
-        """Adds a constant tensor, and returns its name."""
-        name = name or f"c{len(self.constants)}"
-        self.constants.append(self.onnx.numpy_helper.from_array(values.detach().contiguous().numpy(), name))
-        return name
-
-    def number(self, number: float) -> str:
-        """Adds a constant number, and returns its name."""
-        return self.constant(torch.tensor(number, dtype=self.network.dtype, device="cpu"))
-
-    def op(self, op: str, inputs: list[str], name: str = "", outer: bool = False, **settings: Any) -> str:
-        """Adds an operation to the step, or before the loop if `outer`; returns its result's name."""
-        self.count += 1
-        name = name or f"v{self.count}"
-        nodes = self.outer_nodes if outer else self.step_nodes
-        nodes.append(self.onnx.helper.make_node(op, inputs, [name], **settings))
-        return name
-
-    def _add_state(self, name: str, shape: tuple[int, ...], initial: Tensor) -> str:
-        """Adds a state that the step writes as `name`, and returns its name before the step.
-
-        Its samples have `shape`, and `initial` broadcasts to ``[batch, *shape]``.
-        """
-        previous_name = f"{name}_before"
-        self.states.append((previous_name, name, shape))
-        self.constant(initial, f"{previous_name}_first")
-        return previous_name
-
-    def _reshaped(self, value: str, shape: tuple[int, ...], new_shape: tuple[int, ...]) -> str:
-        """`value`, whose samples have `shape`, with samples of `new_shape`."""
-        if shape == new_shape:
-            return value
-        return self.op("Reshape", [value, self.constant(int64_tensor([-1, *new_shape]))])
-
-    def past(self, value: str, channels: int, pixels: int, reach: int) -> str:
-        """`value` at the last steps, ``[batch, channels, reach + 1, pixels]``, the earliest step first."""
-        current = self.op("Reshape", [value, self.constant(int64_tensor([-1, channels, 1, pixels]))])
-        if reach == 0:
-            return current
-        next_name = f"past{len(self.states)}"
-        zero = torch.zeros((1, 1, 1, 1), dtype=self.network.dtype, device="cpu")
-        previous = self._add_state(next_name, (channels, reach, pixels), zero)
-        steps = self.op("Concat", [previous, current], axis=2)
-        start, end, axis = (self.constant(int64_tensor([number])) for number in (1, reach + 1, 2))
-        self.op("Slice", [steps, start, end, axis], name=next_name)
-        return steps
-
-    def gathered_sum(self, value: str, places: Tensor, weights: Tensor, bias: Tensor | None = None) -> str:
-        """``sum_k weights[o, k] value[places[o, k]] + bias[o]`` for each output o.
-
-        `value` is ``[batch, numbers]``.
-        """
-        gathered = self.op("Gather", [value, self.constant(places)], axis=1)
-        products = self.op("Mul", [gathered, self.constant(weights)])
-        # MatMul, because OpenVINO 2026.4 computes ReduceSum of one number and a bias added to it wrongly
-        sums = self.op("MatMul", [products, self.constant(torch.ones_like(weights[0]))])
-        return sums if bias is None else self.op("Add", [sums, self.constant(bias)])
-
-    def neurons(self, node: Node, value: str) -> str:
-        """Adds the neurons of `node` with the input `value`, and returns the name of their output."""
-        step, initial, tensors = trace_step(node, self.network.dtype)
-        stores, names, index = forward_pass(step, None), {INPUT: value}, len(self.states)
-        outputs = [f"{leaf}{index}" for leaf in stores]
-        for leaf, name, values in zip(step.carried, outputs, initial, strict=True):
-            names[leaf] = self._add_state(name, tuple(values.shape[1:]), values)
-        try:
-            results = _StepValues(self, node, step, names, tensors).run(stores.values())
-        except Unsupported as error:
-            raise Unsupported(f"layer {node.name!r}: {error}") from error
-        for name, result in zip(outputs, results, strict=True):
-            self.op("Identity", [result], name=name)
-        return outputs[-1]
-
-    def _initial_states(self) -> list[str]:
-        """The names of the initial states, expanded to the number of samples of the input."""
-        if not self.states:
-            return []
-        start, end = (self.constant(int64_tensor([number])) for number in (1, 2))
-        batch = self.op("Slice", [self.op("Shape", ["input"], outer=True), start, end], outer=True)
-        names = []
-        for before, _, shape in self.states:
-            sizes = self.op("Concat", [batch, self.constant(int64_tensor(shape))], outer=True, axis=0)
-            names.append(self.op("Expand", [f"{before}_first", sizes], outer=True))
-        return names
-
-
-class _StepValues(Analysis[str]):
-    """Adds the values of a neuron's step to an ONNX model: each value's result is its name in the model.
-
-    `rows` has the names of the input and the states; `tensors` are the step's parameters and matrices.
-    """
-
-    def __init__(
-        self, model: OnnxStep, node: Node, step: Step, rows: dict[Leaf, str], tensors: tuple[Tensor, ...]
-    ) -> None:
-        super().__init__()
-        self.model, self.node, self.step, self.rows, self.tensors = model, node, step, rows, tensors
-
-    def on_number(self, value: Value) -> str:
-        """The name of a constant with a number."""
-        return self.model.number(float(value.data))
-
-    def on_row(self, value: Value) -> str:
-        """The name of the values of an input or state; a tensor of the cell becomes a constant."""
-        return self.rows.get(value.leaf) or self.on_scalar(value)
-
-    def on_scalar(self, value: Value) -> str:
-        """A constant of the step or a parameter."""
-        if value.leaf.kind == "constant":
-            return self.model.number(self.step.constants[value.leaf.index])
-        return self.model.constant(self.tensors[value.leaf.index].to(self.model.network.dtype))
-
-    def product(self, value: Value, args: list[str]) -> str:
-        """The name of the product of `args` with a weight matrix."""
-        index, transposed = value.matrix
-        matrix = self.tensors[self.step.parameters + index]
-        if index in self.step.sparse:
-            synapses = sparse_matrix(self.node, self.step, self.tensors, index)
-            numbers = synapses.sources, matrix.detach()
-            return self.model.gathered_sum(args[0], *by_output(synapses.targets, self.node.size, *numbers))
-        matrix = matrix.reshape(matrix.shape[-2:])
-        return self.model.op("MatMul", [*args, self.model.constant(matrix.T if transposed else matrix)])
-
-    def operation(self, value: Value, row: Operation, args: list[str]) -> str:
-        """The name of the result of the ONNX operators of `row`, applied one after the other."""
-        for op in row_of(row.name, "onnx").onnx.split():
-            element_type = self.model.onnx.TensorProto.BOOL if row.boolean else self.model.element_type
-            settings: dict[str, Any] = {"to": element_type} if op == "Cast" else {}
-            args = [self.model.op(op, args, **settings)]
-        return args[0]
-
-
-def int64_tensor(numbers: Iterable[int]) -> Tensor:
-    """`numbers` as a tensor."""
-    return torch.tensor(list(numbers), dtype=torch.int64, device="cpu")
+def _model(network: Network) -> Any:
+    """The checked model of `network`."""
+    step = OnnxStep(network.dtype)
+    helper = step.onnx.helper
+    values: dict[Node, str] = {network.input: "x"}
+    for node in network.nodes[1:]:
+        inputs = [
+            step.reshaped(values[source], source.shape, shape)
+            for source, shape in zip(node.inputs, node.input_shapes, strict=True)
+        ]
+        values[node] = LAYERS[node.kind].to_onnx(node, inputs, step)
+    out = step.reshaped(values[network.output], network.output.shape, network.output_shape)
+    step.op("Identity", [out], name="y")
+    inputs = [step.declaration(before, shape) for before, _, shape in step.states]
+    outputs = [step.declaration(after, shape) for _, after, shape in step.states]
+    x, y = step.declaration("x", network.input.shape), step.declaration("y", network.output_shape)
+    body = helper.make_graph(step.step_nodes, "step", [*inputs, x], [*outputs, y])
+    last = [f"{after}_last" for _, after, _ in step.states]
+    initial = step.initial_states()
+    scan = helper.make_node("Scan", [*initial, "input"], [*last, "output"], body=body, num_scan_inputs=1)
+    graph = helper.make_graph(
+        [*step.outer_nodes, scan],
+        "network",
+        [step.declaration("input", network.input.shape, over_time=True)],
+        [step.declaration("output", network.output_shape, over_time=True)],
+        step.constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    step.onnx.checker.check_model(model)
+    return model

@@ -20,9 +20,10 @@ from hibana.compiler.analysis.binary import is_binary
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import add_hint
 from hibana.network.fold import trace_folded
-from hibana.network.graph import Network, Node
+from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
-from hibana.network.layers import LAYERS, Call, LayerKind, kind_of, kind_of_function
+from hibana.network.layers import Call, LayerKind, kind_of, kind_of_function
+from hibana.network.node import Node
 
 __all__ = ["read"]
 
@@ -116,7 +117,7 @@ class _Reader:
         """Reads all calls, and returns the graph of layers."""
         for call in self.calls.nodes:
             if call.op == "placeholder":
-                node = Node("input", LAYERS["input"], None, (), (), tuple(self.inputs[0].shape[2:]))
+                node = Node("input", "input", None, (), (), tuple(self.inputs[0].shape[2:]))
                 self._add(call, node, self.inputs, 2)
             elif call.op == "output":
                 (out,) = call.args
@@ -235,7 +236,7 @@ class _Reader:
         inputs, shapes = tuple(value.node for value in values), tuple(value.shape for value in values)
         leading, name = values[0].leading, call.name if module is None else str(call.target)
         shape = tuple(results[0].shape[leading:])
-        node = Node(name, kind, module, inputs, shapes, shape)
+        node = Node(name, kind.name, module, inputs, shapes, shape)
         node = kind.read(Call(node, self._where(call), leading, *arguments))
         if node in inputs:  # the call only changes the shape
             self.results[call] = self._reshaped(call, values[0], results)

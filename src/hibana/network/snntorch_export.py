@@ -12,7 +12,8 @@ from hibana import cells
 from hibana.cells.spiking import decay
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import role_of
-from hibana.network.graph import Node, Shape
+from hibana.network.layers import LAYERS
+from hibana.network.node import Node, Shape
 from hibana.network.reader import read
 from hibana.nn.layers import OverTime, Recurrent
 
@@ -100,8 +101,8 @@ def _module(node: Node, *, is_last: bool) -> nn.Module:
         neurons.recurrent = _torch_layer(module.recurrent)
         return neurons
     is_mean_of_sequence = isinstance(module, nn.AvgPool2d) and len(node.shape) == 2
-    if not role_of(module) or node.layer.over_time or is_mean_of_sequence:
-        node.layer.refuse(node, "snnTorch")
+    if not role_of(module) or LAYERS[node.kind].over_time or is_mean_of_sequence:
+        LAYERS[node.kind].refuse(node, "snnTorch")
     return _torch_layer(module)
 
 
@@ -137,7 +138,7 @@ def _reset(node: Node, cell: Any) -> dict[str, Any]:
     # snnTorch's recurrent Synaptic fails without a delay of the reset
     is_recurrent_cuba = isinstance(cell, cells.CubaLIFCell) and isinstance(node.module, Recurrent)
     if is_recurrent_cuba or not isinstance(cell, cells.IFCell | cells.LIFCell | cells.CubaLIFCell):
-        raise Unsupported(f"layer {node.name!r}: {node.layer.title(node)} has no snnTorch form")
+        raise Unsupported(f"layer {node.name!r}: {LAYERS[node.kind].title(node)} has no snnTorch form")
     subtracts = isinstance(cell.reset, str)
     supported = _SUPPORTED if subtracts else {**_SUPPORTED, "reset": 0.0}
     if subtracts and not isinstance(cell, cells.IFCell):

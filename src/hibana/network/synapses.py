@@ -1,21 +1,17 @@
-"""Sparse synapses in the graph of a network: their order in memory, loops over them, and tables of them."""
-
-from collections.abc import Callable
+"""Sparse synapses in the graph of a network: their order in memory, and tables of them."""
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.graph import Node
-from hibana.network.lowering import Activations, Lowering, in_order, times
+from hibana.network.node import Node, in_order
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.sparse_linear import SparseLinear
-from hibana.runtime.kernels import LONG, Pointer, Value
 from hibana.runtime.synapses import SynapseIndex
 from hibana.spikes.sparse import Connections
 
-__all__ = ["add_synapses", "by_output", "check_connections", "connections_of", "reordered"]
+__all__ = ["by_output", "check_connections", "connections_of", "reordered"]
 
 _MAX_SYNAPSES = 1 << 31
 """Indices of synapses have 31 bits."""
@@ -71,39 +67,6 @@ def reordered(synapses: Connections, order: Tensor, target_order: Tensor | None 
         targets = targets[indices]
         delays, weights = (None if values is None else values[indices] for values in (delays, weights))
     return Connections(row_starts, targets, delays, weights)
-
-
-def add_synapses(
-    to: Lowering,
-    synapses: Connections,
-    inputs: Activations,
-    outputs: int,
-    place: Callable[[Value], Pointer],
-    name: str = "",
-) -> None:
-    """Writes loops that add the weights of each nonzero input to the sums that they reach.
-
-    Args:
-        to: the code under construction.
-        synapses: a row of synapses for each input, in the order of memory.
-        inputs: the inputs at the current step.
-        outputs: the number of target neurons.
-        place: from the index ``delay * outputs + target`` to the address of the sum.
-        name: the prefix of the names of the arrays in C.
-    """
-    assert synapses.weights is not None
-    indices, weights = synapses.targets.long(), synapses.weights.detach()
-    if synapses.delays is not None:
-        indices = indices + synapses.delays.long() * outputs
-    if synapses.size == 0:  # C has no arrays without elements: one synapse, which no row contains
-        indices, weights = indices.new_zeros(1), weights.new_zeros(1)
-    starts, rows = to.indices(synapses.row_starts, f"{name}starts"), to.constant(weights, f"{name}w")
-    targets = to.indices(indices, f"{name}{'targets' if synapses.delays is None else 'places'}")
-    with to.each_nonzero(inputs) as (i, x):
-        end = starts[i + 1].to(LONG).named("end")
-        with to.code.loop(starts[i].to(LONG), end, name="synapse") as synapse:
-            target = place(targets[synapse].to(LONG))
-            target.store(target.load() + times(rows[synapse], x))
 
 
 def by_output(targets: Tensor, outputs: int, *values: Tensor) -> tuple[Tensor, ...]:

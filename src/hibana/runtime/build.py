@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hibana.runtime import files
+from hibana.version import __version__
 
 COMPILING = threading.RLock()
 """Held while a thread records a step, or compiles, links or loads native code."""
@@ -223,12 +224,10 @@ def _toolchain() -> str:
     import llvmlite.binding as llvm
     import torch
 
-    import hibana
-
     features = ",".join(sorted(name for name, is_on in llvm.get_host_cpu_features().items() if is_on))
     modules = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "files.py")]
     parts = (
-        hibana.__version__,
+        __version__,
         hashlib.sha256(b"".join(modules)).hexdigest(),
         torch.__version__,
         version("llvmlite"),

@@ -16,12 +16,13 @@ from hibana.runtime.extras import explain_import_error
 from hibana.train.firing_rates import Activity, activity, scale_to_rate, spiking_layers, weight_decay_groups
 
 if TYPE_CHECKING:
-    from hibana.train.baseline import Linear, linear, linear_accuracy
+    from hibana.train.baseline import linear, linear_accuracy
     from hibana.train.classifier import Classifier
-    from hibana.train.loading import load, resume_settings
-    from hibana.train.network import Network
+    from hibana.train.loading import resume_settings
+    from hibana.train.network import Network, load
     from hibana.train.prediction import Answers, predict
-    from hibana.train.run import Outcome, build_classifier, fit
+    from hibana.train.results import Linear, Outcome
+    from hibana.train.run import build_classifier, fit
     from hibana.train.settings import Settings, read
 
 __all__ = ["Activity", "Answers", "Classifier", "Linear", "Network", "Outcome", "Settings", "activity"]
@@ -29,12 +30,13 @@ __all__ += ["build_classifier", "fit", "linear", "linear_accuracy", "load", "pre
 __all__ += ["resume_settings", "scale_to_rate", "spiking_layers", "weight_decay_groups"]
 
 _MODULES = {
-    "baseline": ("Linear", "linear", "linear_accuracy"),
+    "baseline": ("linear", "linear_accuracy"),
     "classifier": ("Classifier",),
-    "loading": ("load", "resume_settings"),
-    "network": ("Network",),
+    "loading": ("resume_settings",),
+    "network": ("Network", "load"),
     "prediction": ("Answers", "predict"),
-    "run": ("Outcome", "build_classifier", "fit"),
+    "results": ("Linear", "Outcome"),
+    "run": ("build_classifier", "fit"),
     "settings": ("Settings", "read"),
 }
 """Public names by the module that defines them."""

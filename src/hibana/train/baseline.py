@@ -1,7 +1,6 @@
 """A linear model on the same data, to compare a network with."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils.data import default_collate
@@ -11,36 +10,16 @@ from hibana.compiler.analysis.binary import is_binary
 from hibana.nn import lengths as padding
 from hibana.nn import loss
 from hibana.runtime.extras import explain_import_error
-from hibana.train.results import Measured
-
-if TYPE_CHECKING:
-    from hibana.train.network import Network
-
+from hibana.train.network import Network
+from hibana.train.results import Linear
 
 MAX_SAMPLES = 10_000
 """Training samples that the linear model is fitted to, at most."""
 
 
-@dataclass(frozen=True)
-class Linear(Measured):
-    """Result of a linear model on the test set.
-
-    Attributes:
-        measure: ``accuracy``, or ``explained`` for regression: the fraction of variance explained (R²).
-        value: value of `measure`; NaN if it is not defined.
-        name: kind of the model.
-        balanced: mean recall of the classes; ``None`` for regression.
-        error: mean squared error of a regression, in the squared unit of the quantity.
-    """
-
-    name: str
-    balanced: float | None = None
-    error: float | None = None
-
-
 @torch.no_grad()
 @explain_import_error("hibana.train.linear")
-def linear(model: "Network", samples: data.DataSet) -> Linear:
+def linear(model: Network, samples: data.DataSet) -> Linear:
     """Fits logistic regression, or ridge regression for a quantity, to the inputs, and tests it.
 
     Inputs that are spikes are replaced by their counts over time. The model is fitted to at most 10,000
@@ -75,7 +54,7 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
     return Linear("accuracy", accuracy, "linear classifier", balanced)
 
 
-def linear_accuracy(model: "Network", samples: data.DataSet) -> float:
+def linear_accuracy(model: Network, samples: data.DataSet) -> float:
     """Returns the accuracy of :func:`linear`; raises an AttributeError for regression."""
     return linear(model, samples).accuracy
 

@@ -1,4 +1,4 @@
-"""Opens networks and runs from checkpoints and shared folders, which another process or person wrote."""
+"""Opens checkpoints and shared folders, which another process or person wrote."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from hibana.data import user_data
-from hibana.train import architecture, checkpoint, pretrained, results
+from hibana.train import architecture, checkpoint, shared_folder
 from hibana.train.checkpoint import EXPECTED, one_line
-from hibana.train.network import Network
-from hibana.train.run_folder import BEST, LAST, SETTINGS, best_checkpoint
+from hibana.train.run_folder import LAST, SETTINGS
 from hibana.train.settings import Settings, read
 
 CHANGEABLE = {"epochs", "patience", "devices", "nodes", "accelerator", "precision"}
@@ -38,7 +37,7 @@ def resume_settings(
     path = Path(path)
     checkpoint_path: Path | None = path / LAST if path.is_dir() else path
     if checkpoint_path is not None and (checkpoint_path == path or checkpoint_path.exists()):
-        settings, _, _ = _open(checkpoint_path, trust, resume=True)
+        settings, _, _ = open_checkpoint(checkpoint_path, trust, resume=True)
     elif (path / SETTINGS).exists():
         settings, checkpoint_path = read(path / SETTINGS, trust=trust), None
     else:
@@ -55,40 +54,17 @@ def resume_settings(
     return replace(settings, **changes), checkpoint_path
 
 
-def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
-    """Returns the network that :func:`hibana.train.fit` or ``save_pretrained`` wrote to `path`.
-
-    Args:
-        path: a checkpoint, a run's folder, or a folder of :meth:`Network.save_pretrained`.
-        trust: functions ``module:function`` that the file may name as its layers. They are executed.
-
-    Raises:
-        ValueError: if `path` is not a checkpoint of hibana, is incomplete or damaged, or names a function
-            that is not in `trust`.
-    """
-    path = best_checkpoint(Path(path))
-    settings, weights, arguments = _open(path, trust)
-    try:
-        model = Network(settings, **arguments, most_weights=sum(map(torch.numel, weights.values())))
-        model.load_state_dict(weights)
-    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{EXPECTED}; {path} holds something else: {one_line(error)}") from error
-    if path.name in (BEST, LAST) and best_checkpoint(path.parent) == path:
-        model.result = results.read(path.parent)
-    return model.eval()
-
-
-def _open(
+def open_checkpoint(
     path: Path, trust: Collection[str], *, resume: bool = False
 ) -> tuple[Settings, dict[str, torch.Tensor], dict[str, Any]]:
-    """Reads and checks a checkpoint; returns settings, weights, and the other arguments of :class:`Network`.
+    """Reads and checks a checkpoint; returns settings, weights, and the other arguments of ``Network``.
 
     Args:
         path: a checkpoint or shared folder.
         trust: functions ``module:function`` that the file may name as its layers.
         resume: whether the training is resumed; then options of earlier versions are not dropped.
     """
-    content = pretrained.read(path) if pretrained.is_pretrained(path) else checkpoint.read(path)
+    content = shared_folder.read(path) if shared_folder.is_pretrained(path) else checkpoint.read(path)
     try:
         options = user_data.without_removed_options(content["hyper_parameters"])
         weights = dict(content["state_dict"])

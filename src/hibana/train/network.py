@@ -4,21 +4,21 @@ import warnings
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hibana.data import Description
+from hibana.data import DataSet, Description
 from hibana.nn import encode, loss
 from hibana.nn.optimize import optimize
-from hibana.train import architecture
+from hibana.train import architecture, results, shared_folder
+from hibana.train.checkpoint import EXPECTED, one_line
 from hibana.train.firing_rates import scale_to_rate
+from hibana.train.loading import open_checkpoint
+from hibana.train.results import Measurements
+from hibana.train.run_folder import BEST, LAST, best_checkpoint
 from hibana.train.settings import Settings
-
-if TYPE_CHECKING:
-    from hibana.data import DataSet
-    from hibana.train.results import Measurements
 
 
 class Network(nn.Module):
@@ -104,7 +104,7 @@ class Network(nn.Module):
         return scale_to_rate(self.net, self.encode(inputs), self.settings.start_rate, lengths)
 
     def save_pretrained(
-        self, save_directory: str | Path, *, samples: "DataSet | None" = None, name: str = ""
+        self, save_directory: str | Path, *, samples: DataSet | None = None, name: str = ""
     ) -> None:
         """Writes ``model.safetensors``, ``config.json`` and a model card, ``README.md``, to a folder.
 
@@ -120,11 +120,11 @@ class Network(nn.Module):
             ModuleNotFoundError: if the extra ``train`` is not installed.
             OSError: if a file can't be written.
         """
-        from hibana.train import pretrained
-
         if samples is not None:
             warnings.warn("samples is deprecated and ignored", DeprecationWarning, stacklevel=2)
-        pretrained.write(self, Path(save_directory), name)
+        shared_folder.write(
+            self, Path(save_directory), name, self.settings, self.hyper, self.description, self.result
+        )
 
     @staticmethod
     def from_pretrained(name: str | Path, *, trust: Collection[str] = (), **options: Any) -> "Network":
@@ -140,10 +140,7 @@ class Network(nn.Module):
             ValueError: if there is no network of that name, or it is damaged, or of a later version, or names
                 a function that is not in `trust`. Errors of the Hub are those of ``huggingface_hub``.
         """
-        from hibana.train import pretrained
-        from hibana.train.loading import load
-
-        return load(pretrained.download(name, **options), trust=trust)
+        return load(shared_folder.download(name, **options), trust=trust)
 
     def seed_evaluation(self, rank: int = 0) -> None:
         """Seeds torch, so that random codings give the same test accuracy each time.
@@ -152,6 +149,29 @@ class Network(nn.Module):
             rank: number of this process; each process draws other numbers.
         """
         torch.manual_seed(self.settings.seed * 1_000_003 - 1 - rank)
+
+
+def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
+    """Returns the network that :func:`hibana.train.fit` or ``save_pretrained`` wrote to `path`.
+
+    Args:
+        path: a checkpoint, a run's folder, or a folder of :meth:`Network.save_pretrained`.
+        trust: functions ``module:function`` that the file may name as its layers. They are executed.
+
+    Raises:
+        ValueError: if `path` is not a checkpoint of hibana, is incomplete or damaged, or names a function
+            that is not in `trust`.
+    """
+    path = best_checkpoint(Path(path))
+    settings, weights, arguments = open_checkpoint(path, trust)
+    try:
+        model = Network(settings, **arguments, most_weights=sum(map(torch.numel, weights.values())))
+        model.load_state_dict(weights)
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{EXPECTED}; {path} holds something else: {one_line(error)}") from error
+    if path.name in (BEST, LAST) and best_checkpoint(path.parent) == path:
+        model.result = results.read(path.parent)
+    return model.eval()
 
 
 def _objective(settings: Settings, description: Description | None) -> loss.Objective:

@@ -9,8 +9,7 @@ import torch
 from hibana.data.user_data.arrays import read_numbers
 from hibana.data.user_data.base import source_name
 from hibana.runtime.extras import explain_import_error
-from hibana.train.loading import load
-from hibana.train.network import Network
+from hibana.train.network import Network, load
 
 BATCH_SIZE = 512
 

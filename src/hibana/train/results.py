@@ -2,10 +2,10 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from hibana.data import DATA_SETS
 from hibana.runtime import files
@@ -13,10 +13,6 @@ from hibana.train import checkpoint
 from hibana.train.recipes import defaults, rocket
 from hibana.train.run_folder import LAST, RESULT, SETTINGS
 from hibana.train.settings import Settings
-
-if TYPE_CHECKING:
-    from hibana.train.baseline import Linear
-    from hibana.train.run import Outcome
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,64 @@ class Measured:
         return self.value
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Measured):
+    """Result of a run.
+
+    Attributes:
+        measure: ``accuracy``, or ``explained`` for regression: the fraction of variance explained (R²).
+        value: `measure` on the test set. It is also the attribute of this name, such as ``outcome.accuracy``.
+        settings: the complete settings that the run used.
+        checkpoint: checkpoint of the network that was tested.
+        logs: folder for TensorBoard, if it is installed.
+        rates: firing rate of each layer on the test set, in spikes per neuron and step.
+        silent: number of neurons of each layer that never spiked on the test set.
+        started: firing rate of each layer before training.
+        seconds: duration of the training.
+        history: value of each logged metric in each epoch: ``training/loss``, ``validation/loss``, `measure`
+            of both, such as ``validation/accuracy``, and rates. The losses of a regression are squared errors
+            divided by the variance of the training labels.
+        recalls: for each class, the fraction of its test samples that are classified correctly.
+        quantity: name of the quantity that a regression predicts.
+        error: mean squared error of a regression, in the squared unit of the quantity.
+    """
+
+    settings: Settings = field(repr=False)
+    checkpoint: Path
+    logs: Path | None = field(repr=False)
+    rates: dict[str, float] = field(repr=False)
+    silent: dict[str, int] = field(repr=False)
+    started: dict[str, float] = field(repr=False)
+    seconds: float
+    history: dict[str, list[float]] = field(repr=False)
+    recalls: dict[str, float] = field(default_factory=dict, repr=False)
+    quantity: str | None = None
+    error: float | None = None
+
+    @property
+    def balanced(self) -> float | None:
+        """Mean recall of the classes that have test samples."""
+        recalls = [recall for recall in self.recalls.values() if not math.isnan(recall)]
+        return sum(recalls) / len(recalls) if recalls else None
+
+
+@dataclass(frozen=True)
+class Linear(Measured):
+    """Result of a linear model on the test set.
+
+    Attributes:
+        measure: ``accuracy``, or ``explained`` for regression: the fraction of variance explained (R²).
+        value: value of `measure`; NaN if it is not defined.
+        name: kind of the model.
+        balanced: mean recall of the classes; ``None`` for regression.
+        error: mean squared error of a regression, in the squared unit of the quantity.
+    """
+
+    name: str
+    balanced: float | None = None
+    error: float | None = None
+
+
 class Measurements(NamedTuple):
     """Results of a network on the test part.
 
@@ -75,7 +129,7 @@ class RunSummary(NamedTuple):
     settings: str
 
 
-def write(folder: Path, outcome: "Outcome", linear: "Linear | None" = None) -> None:
+def write(folder: Path, outcome: Outcome, linear: Linear | None = None) -> None:
     """Writes the outcome of a run and the result of the `linear` model to ``result.json`` in `folder`.
 
     Errors are in the squared unit of the `quantity`, the label's column; both are ``null`` for classes.

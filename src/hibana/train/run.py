@@ -8,12 +8,11 @@ the epoch with the smallest validation loss. Checkpoints contain data only: open
 import atexit
 import importlib.util
 import logging
-import math
 import os
 import time
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,52 +34,12 @@ from hibana.train.baseline import first_samples
 from hibana.train.callbacks import CheckpointFiles, CheckpointWriter, History
 from hibana.train.classifier import Classifier
 from hibana.train.loading import resume_settings
+from hibana.train.results import Outcome
 from hibana.train.run_folder import BEST, LAST, LOGS, RunFolder, claim, interrupted_folder, is_torchrun
 from hibana.train.settings import UNIT_CODINGS, Settings
 
 TIMEOUT = timedelta(minutes=10)
 """Longest time that a process waits for the others, when they connect and at each exchange."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome(results.Measured):
-    """Result of a run.
-
-    Attributes:
-        measure: ``accuracy``, or ``explained`` for regression: the fraction of variance explained (R²).
-        value: `measure` on the test set. It is also the attribute of this name, such as ``outcome.accuracy``.
-        settings: the complete settings that the run used.
-        checkpoint: checkpoint of the network that was tested.
-        logs: folder for TensorBoard, if it is installed.
-        rates: firing rate of each layer on the test set, in spikes per neuron and step.
-        silent: number of neurons of each layer that never spiked on the test set.
-        started: firing rate of each layer before training.
-        seconds: duration of the training.
-        history: value of each logged metric in each epoch: ``training/loss``, ``validation/loss``, `measure`
-            of both, such as ``validation/accuracy``, and rates. The losses of a regression are squared errors
-            divided by the variance of the training labels.
-        recalls: for each class, the fraction of its test samples that are classified correctly.
-        quantity: name of the quantity that a regression predicts.
-        error: mean squared error of a regression, in the squared unit of the quantity.
-    """
-
-    settings: Settings = field(repr=False)
-    checkpoint: Path
-    logs: Path | None = field(repr=False)
-    rates: dict[str, float] = field(repr=False)
-    silent: dict[str, int] = field(repr=False)
-    started: dict[str, float] = field(repr=False)
-    seconds: float
-    history: dict[str, list[float]] = field(repr=False)
-    recalls: dict[str, float] = field(default_factory=dict, repr=False)
-    quantity: str | None = None
-    error: float | None = None
-
-    @property
-    def balanced(self) -> float | None:
-        """Mean recall of the classes that have test samples."""
-        recalls = [recall for recall in self.recalls.values() if not math.isnan(recall)]
-        return sum(recalls) / len(recalls) if recalls else None
 
 
 class Prepared(NamedTuple):

@@ -24,6 +24,7 @@ from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value
 from hibana.runtime import torch_internals
+from hibana.version import __version__
 
 FORMAT = "hibana step"
 """Key of the version of hibana that wrote the text."""
@@ -55,20 +56,14 @@ def read(text: str) -> tuple[Step, Plan, torch.dtype]:
         version = json.loads(text)[FORMAT]
     except (ValueError, KeyError, TypeError) as error:
         raise RuntimeError(f"this is no step that hibana wrote: {text[:60]!r}") from error
-    if version != _version():
+    if version != __version__:
         raise RuntimeError(
-            f"the program holds a step written by hibana {version}, and this is hibana {_version()}: export "
+            f"the program holds a step written by hibana {version}, and this is hibana {__version__}: export "
             "it again, or use hibana.convert.export for a program that needs no hibana"
         )
     document = _decode(text)
     step, plan = ({name: _as_tuple(item) for name, item in document[key].items()} for key in ("step", "plan"))
     return Step(**step), Plan(**plan), document["dtype"]
-
-
-def _version() -> str:
-    import hibana  # the package imports this module
-
-    return hibana.__version__
 
 
 def _fields(record: Step | Plan) -> dict[str, Any]:
@@ -105,7 +100,7 @@ def _encode(step: Step, document: dict[str, Any], residuals: tuple[Value, ...] =
         raise Unsupported(f"an argument of type {type(item).__name__} can't be written down")
 
     values = [{"$define": [v.op, [index[a] for a in v.args], v.data, v.scalar]} for v in index]
-    text = {FORMAT: _version(), "values": values, **document}
+    text = {FORMAT: __version__, "values": values, **document}
     return json.dumps(text, default=encode, separators=(",", ":"))
 
 

@@ -11,11 +11,12 @@ from hibana.compiler.c.source import dialect, literal
 from hibana.compiler.graph.leaf import INPUT, OPERAND, Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
-from hibana.network.graph import Network, Node
+from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
+from hibana.network.layers import LAYERS
 from hibana.network.layers.sliding import sliding_window
-from hibana.network.lowering import in_order
 from hibana.network.neurons import NeuronLayer, trace_layer
+from hibana.network.node import Node, in_order
 from hibana.network.synapses import by_output
 from hibana.spikes.sparse import Connections
 
@@ -124,8 +125,9 @@ class IntegerArithmetic:
         """The bounds of the outputs of `node`, from those of its inputs."""
         inputs = [self.bounds.get(source, self.input_range) for source in node.inputs]
         order = in_order(node.inputs[0].size)
-        if node.layer.weighted:
-            weights, bias = node.layer.weights(node, order)
+        kind = LAYERS[node.kind]
+        if kind.weighted:
+            weights, bias = kind.weights(node, order)
             groups = getattr(node.module, "groups", 1)
             self._check(node, "a sum", self._sum_bounds(weights, None, inputs[0], groups))
             return self._sum_bounds(weights, bias, inputs[0], groups)

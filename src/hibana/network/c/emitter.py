@@ -14,9 +14,10 @@ from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import each
 from hibana.network.c.memory import SIZES, Memory, index_type
 from hibana.network.c.printer import CPrinter
-from hibana.network.graph import Network, Node
-from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
+from hibana.network.graph import Network
+from hibana.network.lowering import Activations, Lowering, StateArray, times
 from hibana.network.neurons import NeuronLayer
+from hibana.network.node import Node, in_order
 from hibana.runtime.kernels import INT, LONG, SHORT, Code, Doubles, Floats, Ints, Longs, Pointer, Type, Value
 from hibana.runtime.loops import Array, Parameter, Verbatim
 

@@ -9,8 +9,10 @@ from hibana.compiler.c.source import literal
 from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import array, block, comment_text, each
 from hibana.network.c.emitter import Emitter, Spiking
-from hibana.network.graph import Network, Node
-from hibana.network.lowering import Activations, in_order
+from hibana.network.graph import Network
+from hibana.network.layers import LAYERS
+from hibana.network.lowering import Activations
+from hibana.network.node import Node, in_order
 
 __all__ = ["SCORES", "Cost", "Unit"]
 
@@ -69,7 +71,7 @@ class Unit(Emitter):
     def _add_input(self) -> None:
         """Copies the input to the struct, unless layers before the first neurons alone read it."""
         node, kind = self.network.input, self.arithmetic.input
-        direct = [user.layer.weighted and user in self.static_nodes for user in node.users]
+        direct = [LAYERS[user.kind].weighted and user in self.static_nodes for user in node.users]
         self._copies_input = not (direct and all(direct)) or node is self.network.output
         array = "input"
         if self._copies_input:
@@ -100,23 +102,25 @@ class Unit(Emitter):
 
     def _cost(self, node: Node) -> Cost:
         """The number of operations of `node`, and the layer whose spikes decide how many are needed."""
-        additions, at_rates, dense = node.layer.operations(node, self.dtype)
+        kind = LAYERS[node.kind]
+        additions, at_rates, dense = kind.operations(node, self.dtype)
         source = node if node.kind == "neurons" else node.inputs[0]
         while source.kind not in ("neurons", "input"):
             source = source.inputs[0]
         size = node.size if source is node else node.inputs[0].size
-        multiplies = node.layer.weighted and not self.activations[node.inputs[0]].binary
-        title = node.layer.title(node)
+        multiplies = kind.weighted and not self.activations[node.inputs[0]].binary
+        title = kind.title(node)
         return Cost(node.name, title, node.size, additions, at_rates, multiplies, dense, source.name, size)
 
     def _layer_lines(self, node: Node) -> list[str]:
         """The C block that computes the layer of `node`, with a title as comment."""
         self._node, self._temporaries = node, 0
-        outputs = self.activations[node] = node.layer.lower(node, self)
+        kind = LAYERS[node.kind]
+        outputs = self.activations[node] = kind.lower(node, self)
         if outputs.binary and node.kind == "neurons":
             array = self.array(self.numbers(outputs)).name
             self.spiking.append(Spiking(node.name, node.size, array))
-        title = comment_text(f"{node.name}: {node.layer.title(node)}")
+        title = comment_text(f"{node.name}: {kind.title(node)}")
         comment = f"/* {title}, gives {'x'.join(map(str, node.shape))} */"
         return block("", [comment, *self.printer.lines(self.code.builder.take())])
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, LayerKind, Operations
 from hibana.network.lowering import Activations, Lowering, spread
 from hibana.network.nir_node import NirNode, check_broadcasts, full_array, tensor
-from hibana.network.onnx_export import OnnxStep
+from hibana.network.node import Node, Shape
+from hibana.network.onnx_step import OnnxStep
 
 __all__ = ["Input", "Scale", "Scaling", "Sum"]
 
@@ -94,7 +94,7 @@ class Scaling(LayerKind):
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes a ``Mul`` of the input with the scale."""
-        return step.op("Mul", [*inputs, step.constant(node.module.scale.to(step.network.dtype))])
+        return step.op("Mul", [*inputs, step.constant(node.module.scale.to(step.dtype))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes loops that multiply the input with one number, or with one number per element."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.graph import Node, Shape
 from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode
-from hibana.network.onnx_export import OnnxStep
+from hibana.network.node import Node, Shape
+from hibana.network.onnx_step import OnnxStep
 
 __all__ = ["Call", "LayerKind", "Operations"]
 

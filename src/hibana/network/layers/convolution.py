@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.torch_layers import TORCH_LAYERS
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
 from hibana.network.layers.sliding import SlidingKind, each_output_of, image_shape, sliding_window
-from hibana.network.lowering import Activations, Lowering, channels_last
+from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode, array, integers, load_weights
-from hibana.network.onnx_export import OnnxStep
+from hibana.network.node import Node, Shape, channels_last
+from hibana.network.onnx_step import OnnxStep
 from hibana.nn.each_step import EachStep
 
 __all__ = ["Convolution", "rows_of_channels"]

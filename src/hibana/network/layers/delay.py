@@ -4,12 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.linear import linear_node
-from hibana.network.lowering import Activations, Lowering, StateArray, in_order
+from hibana.network.lowering import Activations, Lowering, StateArray
 from hibana.network.nir_node import NirNode, check_broadcasts, full_array, subgraph
-from hibana.network.onnx_export import OnnxStep, int64_tensor
+from hibana.network.node import Node, Shape, in_order
+from hibana.network.onnx_step import OnnxStep, int64_tensor
 from hibana.nn.delay import Delay
 from hibana.runtime.kernels import LONG, Longs, Pointer, Value
 

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.torch_layers import TORCH_LAYERS
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
-from hibana.network.lowering import Activations, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode, array, load_weights
-from hibana.network.onnx_export import OnnxStep
+from hibana.network.node import Node, Shape, in_order
+from hibana.network.onnx_step import OnnxStep
 
 __all__ = ["Linear", "dense_operations", "linear_node"]
 

@@ -8,15 +8,16 @@ from torch import nn
 from hibana.cells.surrogate import Step
 from hibana.compiler.c.source import operation_count
 from hibana.compiler.graph.leaf import INPUT, OPERAND, OUTPUT, Leaf
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.delay import Ring
 from hibana.network.layers.nir_neurons import neuron_node, neurons_of, recurrent_node
-from hibana.network.lowering import Activations, Lowering, StateArray, in_order
+from hibana.network.layers.sparse import add_synapses
+from hibana.network.lowering import Activations, Lowering, StateArray
 from hibana.network.neurons import trace_layer
 from hibana.network.nir_node import NirNode, check_broadcasts
-from hibana.network.onnx_export import OnnxStep
-from hibana.network.synapses import add_synapses, check_connections, connections_of
+from hibana.network.node import Node, Shape, in_order
+from hibana.network.onnx_step import OnnxStep
+from hibana.network.synapses import check_connections, connections_of
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from hibana import cells
 from hibana.compiler.torch_layers import role_of
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.arithmetic import Scale
 from hibana.network.layers.linear import linear_node
 from hibana.network.nir_node import NirNode, float_or_tensor, full_array, subgraph
+from hibana.network.node import Node, Shape
 from hibana.nn.layers import IF, LI, LIF, CubaLIF, OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 

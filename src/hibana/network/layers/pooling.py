@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hibana.cells.spiking import Spiking
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import TORCH_LAYERS
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
 from hibana.network.layers.sliding import (
     SlidingKind,
@@ -21,9 +20,10 @@ from hibana.network.layers.sliding import (
     image_shape,
     sliding_window,
 )
-from hibana.network.lowering import Activations, Lowering, channels_last, in_order, spread
+from hibana.network.lowering import Activations, Lowering, spread
 from hibana.network.nir_node import NirNode, integers
-from hibana.network.onnx_export import OnnxStep
+from hibana.network.node import Node, Shape, channels_last, in_order
+from hibana.network.onnx_step import OnnxStep
 from hibana.nn.each_step import EachStep
 from hibana.runtime.kernels import BYTE, Pointer, Value
 

@@ -5,9 +5,9 @@ from torch import nn
 from torch.nn import functional
 
 from hibana.compiler.torch_layers import TORCH_LAYERS
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, LayerKind
 from hibana.network.nir_node import NirNode
+from hibana.network.node import Node, Shape
 from hibana.nn.blocks import StepsDropout
 from hibana.nn.each_step import EachStep
 

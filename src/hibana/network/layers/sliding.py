@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from hibana.compiler.torch_layers import spatial_dims
-from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
 from hibana.network.lowering import Lowering
+from hibana.network.node import Node, Shape
 from hibana.runtime.kernels import Value
 
 __all__ = ["SlidingKind", "SlidingWindow", "each_output_of", "image_shape", "sliding_window"]

@@ -3,20 +3,24 @@
 Loops go over the synapses of each nonzero input.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from hibana.network.graph import Node
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.delay import Ring, sum_of_delays
-from hibana.network.lowering import Activations, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, times
 from hibana.network.nir_node import NirNode
-from hibana.network.onnx_export import OnnxStep
-from hibana.network.synapses import add_synapses, by_output, check_connections, connections_of, reordered
+from hibana.network.node import Node, in_order
+from hibana.network.onnx_step import OnnxStep
+from hibana.network.synapses import by_output, check_connections, connections_of, reordered
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.sparse_linear import DelayedSparseLinear, SparseLinear
+from hibana.runtime.kernels import LONG, Pointer, Value
+from hibana.spikes.sparse import Connections
 
-__all__ = ["DelayedSparseSynapses", "DelayedSynapses", "SparseSynapses"]
+__all__ = ["DelayedSparseSynapses", "DelayedSynapses", "SparseSynapses", "add_synapses"]
 
 
 class SparseSynapses(LayerKind):
@@ -108,3 +112,36 @@ class DelayedSynapses(DelayedSparseSynapses):
         outputs = node.module.out_features
         synapses = (outputs, node.input_shapes[0][0])
         self.require(node, (outputs,), {"weight": synapses, "delay": synapses})
+
+
+def add_synapses(
+    to: Lowering,
+    synapses: Connections,
+    inputs: Activations,
+    outputs: int,
+    place: Callable[[Value], Pointer],
+    name: str = "",
+) -> None:
+    """Writes loops that add the weights of each nonzero input to the sums that they reach.
+
+    Args:
+        to: the code under construction.
+        synapses: a row of synapses for each input, in the order of memory.
+        inputs: the inputs at the current step.
+        outputs: the number of target neurons.
+        place: from the index ``delay * outputs + target`` to the address of the sum.
+        name: the prefix of the names of the arrays in C.
+    """
+    assert synapses.weights is not None
+    indices, weights = synapses.targets.long(), synapses.weights.detach()
+    if synapses.delays is not None:
+        indices = indices + synapses.delays.long() * outputs
+    if synapses.size == 0:  # C has no arrays without elements: one synapse, which no row contains
+        indices, weights = indices.new_zeros(1), weights.new_zeros(1)
+    starts, rows = to.indices(synapses.row_starts, f"{name}starts"), to.constant(weights, f"{name}w")
+    targets = to.indices(indices, f"{name}{'targets' if synapses.delays is None else 'places'}")
+    with to.each_nonzero(inputs) as (i, x):
+        end = starts[i + 1].to(LONG).named("end")
+        with to.code.loop(starts[i].to(LONG), end, name="synapse") as synapse:
+            target = place(targets[synapse].to(LONG))
+            target.store(target.load() + times(rows[synapse], x))

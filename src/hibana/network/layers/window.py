@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from hibana.network.graph import Node
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.convolution import rows_of_channels
 from hibana.network.layers.delay import Ring, sum_of_delays
 from hibana.network.layers.linear import dense_operations
-from hibana.network.lowering import Activations, Lowering, channels_last
+from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode
-from hibana.network.onnx_export import OnnxStep, int64_tensor
+from hibana.network.node import Node, channels_last
+from hibana.network.onnx_step import OnnxStep, int64_tensor
 from hibana.nn.window import Window
 
 __all__ = ["OverWindow"]

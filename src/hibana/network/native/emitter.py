@@ -16,10 +16,10 @@ from hibana.compiler.graph.leaf import OUTPUT, Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, leaves, substitute
 from hibana.compiler.graph.step import Value as GraphValue
-from hibana.network.graph import Node
 from hibana.network.lowering import CHUNK, Activations, Lowering, StateArray, spread, times, vector_parts
 from hibana.network.native.state import pack_bits
 from hibana.network.neurons import NeuronLayer
+from hibana.network.node import Node
 from hibana.runtime.code import LINE
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Ints, Longs, Pointer, Value
 from hibana.runtime.loops import Result

@@ -9,9 +9,11 @@ from torch import Tensor
 from hibana.compiler.cpu.row_function import NUMBERS
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Network
-from hibana.network.lowering import Activations, StateArray, in_order
+from hibana.network.layers import LAYERS
+from hibana.network.lowering import Activations, StateArray
 from hibana.network.native.dense_steps import dense_product, group_size, is_dense
 from hibana.network.native.emitter import Emitter
+from hibana.network.node import in_order
 from hibana.runtime import available
 from hibana.runtime import kernels as runtime
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Function, Kind, Longs
@@ -61,13 +63,13 @@ def build(network: Network) -> Native:
         activations[input_] = Activations(input_, in_order(input_.size), inputs)
         with code.loop(0, is_new):  # once or not at all
             for node in network.static_nodes[1:]:
-                activations[node] = node.layer.lower(node, emitter)
+                activations[node] = LAYERS[node.kind].lower(node, emitter)
         emitter.is_static = False
         for activation in activations.values():
             activation.nonzero = None  # listed in the loop
         for node in network.nodes:
             if node not in activations:
-                activations[node] = node.layer.lower(node, emitter)
+                activations[node] = LAYERS[node.kind].lower(node, emitter)
         last, size = activations[network.output], network.output.size
         outputs.copy(emitter.numbers(emitter.reordered(last, in_order(size))), size)
 

@@ -1,15 +1,9 @@
 """``hb.compile``: a network as one native function, called over sequences."""
 
-from typing import Any
-
-import torch
 from torch import Tensor, nn
 
-from hibana.network.graph import Network
-from hibana.network.integer_network import Quantized
-from hibana.network.native.kernel import Native, build
-from hibana.network.native.stream import Stream, check_tensor, sides
-from hibana.network.reader import read
+from hibana.network.native.compiled import CompiledNetwork, sides
+from hibana.network.native.stream import Stream, check_tensor
 
 __all__ = ["Program", "compile"]
 
@@ -47,39 +41,8 @@ def compile(net: nn.Module, example: Tensor) -> "Program":  # noqa: A001 - the v
     return Program(net, example)
 
 
-class Program:
+class Program(CompiledNetwork):
     """A compiled network, as :func:`hibana.compile` returns it. Several threads may call it at once."""
-
-    def __init__(self, net: nn.Module, example: Tensor) -> None:
-        self._net, self._example = net, example
-        self._versions = _versions(net)
-        self._native = self._compile()
-
-    @property
-    def graph(self) -> Network:
-        """The network as a graph; ``print(program.graph)`` shows its layers as a table."""
-        return self._native.network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of inputs and outputs."""
-        return self._example.dtype
-
-    @property
-    def quantized(self) -> Quantized | None:
-        """The network, if it computes in integers."""
-        return self._net if isinstance(self._net, Quantized) else None
-
-    whole = quantized
-    """Deprecated name of :attr:`quantized`."""
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the program has the network's current parameters and buffers.
-
-        Writes through ``.data`` are not detected.
-        """
-        return self._versions == _versions(self._net)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         """The network's output over `inputs`, ``[T, batch, ...]``, from rest.
@@ -95,7 +58,7 @@ class Program:
             raise ValueError(f"inputs must be [T, batch, {sides(shape)}], got {tuple(inputs.shape)}")
         return self.stream(inputs.shape[1]).run(inputs)
 
-    def stream(self, batch: int = 1) -> "Stream":
+    def stream(self, batch: int = 1) -> Stream:
         """A new stream of `batch` samples, at rest.
 
         Raises:
@@ -104,37 +67,3 @@ class Program:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
         return Stream(self, batch)
-
-    def update(self) -> None:
-        """Copies the network's current weights and hyper-parameters; streams continue with them.
-
-        Raises:
-            ValueError: if the layers or shapes of the network have changed.
-        """
-        versions = _versions(self._net)
-        native = self._compile()
-        if native.kernel.source != self._native.kernel.source:
-            raise ValueError("net must have the layers and shapes that were compiled; compile it anew")
-        self._native, self._versions = native, versions
-
-    def _compile(self) -> Native:
-        """The native function of the network as it is now."""
-        if isinstance(self._example, Tensor) and self._example.device.type != "cpu":
-            raise ValueError(f"example must be on the CPU, where programs run, got {self._example.device}")
-        return build(read(self._net, self._example))
-
-    def __reduce__(self) -> Any:
-        """Raises a TypeError: a program contains addresses of compiled functions."""
-        raise TypeError("a program can't be pickled or copied: save the network, and compile it again")
-
-    def __repr__(self) -> str:
-        graph = self.graph
-        shapes = f"[T, batch, {sides(graph.input.shape)}] -> [T, batch, {sides(graph.output_shape)}]"
-        old = "" if self.is_current else ", net has changed since: call update()"
-        return f"Program({shapes}, {self.dtype}{old})"
-
-
-def _versions(net: nn.Module) -> list[tuple[str, int, int]]:
-    """The name, the address and the version of each parameter and buffer of `net`."""
-    tensors = [*net.named_parameters(), *net.named_buffers()]
-    return [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]

@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,15 +12,13 @@ from torch import Tensor, get_num_threads
 
 from hibana.compiler import State
 from hibana.network.integer_network import Quantized
+from hibana.network.native.compiled import CompiledNetwork, sides
 from hibana.network.native.kernel import ARGUMENTS, Native
 from hibana.network.native.state import read_state, write_state
 from hibana.runtime.threads import run
 from hibana.spikes.checks import is_constant_over_time
 
-if TYPE_CHECKING:
-    from hibana.network.native.program import Program
-
-__all__ = ["Stream", "check_tensor", "sides"]
+__all__ = ["Stream", "check_tensor"]
 
 SMALLEST_SHARE = 1 << 16
 """Fewest outputs of all layers, over samples and steps, for which a further thread saves time."""
@@ -33,13 +31,13 @@ _Function = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void
 
 
 class Stream:
-    """A network with a state that continues from step to step, as :meth:`Program.stream` returns it.
+    """A network with a state that continues from step to step, as ``Program.stream`` returns it.
 
     Different streams may run in different threads at once, with the interpreter lock released. One stream
     serves one thread at a time: a call while another one runs raises RuntimeError.
     """
 
-    def __init__(self, program: "Program", batch: int) -> None:
+    def __init__(self, program: CompiledNetwork, batch: int) -> None:
         self.program, self.batch = program, batch
         self._native = native = program._native
         graph = native.network
@@ -258,8 +256,3 @@ def check_tensor(name: str, x: object, dtype: torch.dtype) -> None:
         raise ValueError(f"{name} must be on the CPU, where programs run, got {x.device}")
     if x.requires_grad:
         raise ValueError(f"{name} must not require a gradient, for programs have none; use {name}.detach()")
-
-
-def sides(shape: Sequence[int]) -> str:
-    """The numbers of a shape, separated by commas."""
-    return ", ".join(map(str, shape))

@@ -13,11 +13,11 @@ import torch
 from torch import fx, nn
 
 from hibana.network.fold import layer_name
-from hibana.network.graph import Shape
 from hibana.network.layers import LAYERS, LayerKind
 from hibana.network.layers.nir_neurons import with_feedback
 from hibana.network.nir.file import load
 from hibana.network.nir_node import NirNode as Node
+from hibana.network.node import Shape
 from hibana.nn.window import LooksBack
 
 __all__ = ["read"]

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from hibana.network.graph import Network, Node, Shape
-from hibana.network.layers import kind_of
+from hibana.network.graph import Network
+from hibana.network.layers import LAYERS, kind_of
 from hibana.network.nir_node import NirNode
+from hibana.network.node import Node, Shape
 from hibana.network.reader import read
 from hibana.runtime import files
 
@@ -123,7 +124,7 @@ class _Graph:
                 self.sources[node] = sources
                 continue
             try:
-                nir_node = node.layer.to_nir(node, self.dt)
+                nir_node = LAYERS[node.kind].to_nir(node, self.dt)
             except ValueError as error:
                 raise ValueError(f"layer {node.name!r}: {error}") from error
             for part in nir_node if isinstance(nir_node, tuple) else (nir_node,):

@@ -17,11 +17,12 @@ from hibana.compiler.analysis.units import row_units
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import role_of
 from hibana.network.c import exact_dtype
-from hibana.network.graph import Network, Node
+from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
 from hibana.network.layers import LAYERS
 from hibana.network.layers.pooling import WindowSum
 from hibana.network.layers.sliding import SlidingWindow, sliding_window
+from hibana.network.node import Node
 from hibana.network.quantized.cell import FixedCell, fixed_cell, measure_ranges
 from hibana.network.reader import read
 from hibana.nn.delay import fix_delays
@@ -291,7 +292,7 @@ def _layer(node: Node, output: Node, index: dict[Node, int], modules: Collection
     """
     module: Any = node.module
     if node.kind not in _KINDS:
-        node.layer.refuse(node, "integer")
+        LAYERS[node.kind].refuse(node, "integer")
     window = sliding_window(node) if node.kind == "average" else None
     if window is not None:
         if any(window.padding) and not module.count_include_pad:
@@ -305,7 +306,7 @@ def _layer(node: Node, output: Node, index: dict[Node, int], modules: Collection
     if isinstance(module, Recurrent) and role_of(module.recurrent) != "linear":
         kind = type(module.recurrent).__name__
         raise Unsupported(f"layer {node.name!r}: recurrent synapses of class {kind} have no integer form")
-    has_channels = node.layer.weighted and node.kind not in _SHARED_SCALE
+    has_channels = LAYERS[node.kind].weighted and node.kind not in _SHARED_SCALE
     per_channel = has_channels and _feeds_only_spiking_neurons(node, output)
     inputs = tuple(index[source] for source in node.inputs)
     return _Layer(node.name, node.kind, inputs, node.shape, per_channel, area, window)
@@ -351,7 +352,7 @@ def _groups_of_one_scale(nodes: tuple[Node, ...], input_scale: float) -> dict[st
         if node.kind == "sum" and not any(user.kind == "sum" for user in node.users):
             summed = terms(node)
             scales = {term.name: _fixed_scale(term.inputs[0], input_scale) for term in summed if term.inputs}
-            if all(term.layer.weighted for term in summed) and None not in scales.values():
+            if all(LAYERS[term.kind].weighted for term in summed) and None not in scales.values():
                 groups.update(dict.fromkeys(scales, cast(dict[str, float], scales)))
     return groups
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.network.c import exact_dtype
-from hibana.network.graph import Node
 from hibana.network.integer_network import Quantized
+from hibana.network.node import Node
 from hibana.network.quantized.aware import QuantizationAware, quantization_aware
 from hibana.network.reader import read
 from hibana.network.report import sum_outputs
