@@ -22,10 +22,11 @@ State = tuple[Tensor, Tensor]  # potentials and spikes of one step
 
 # 1. A step function whose derivative is chosen
 #
-# A neuron sends a spike if its potential is above a threshold: H(x) = 1 if x > 0, else
-# 0. The true derivative of H is 0 almost everywhere, so gradient descent would learn
-# nothing through it. The backward pass therefore uses another derivative, called a
-# surrogate. The forward pass does not change.
+# A neuron sends a spike if its potential is above a threshold: with x the potential
+# minus the threshold, H(x) = 1 if x > 0, else 0. The true derivative of H is 0 almost
+# everywhere, so gradient descent would learn nothing through it. The backward pass
+# therefore uses another derivative, called a surrogate. The forward pass does not
+# change.
 
 
 class Heaviside(torch.autograd.Function):
@@ -137,9 +138,10 @@ def over_time(neuron: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 # 5. A network
 #
-# Weights lie between layers of neurons, as in any other network. The last layer does
-# not spike: it sums its input, and its potentials are the scores of the classes.
-# Nothing is kept between calls: every call starts from 0.
+# Weights lie between layers of neurons, as in any other network; nn.Linear acts on the
+# last axis, so one call serves all time steps. The last layer does not spike: it sums
+# its input, and its potentials are the scores of the classes. Nothing is kept between
+# calls: every call starts from 0.
 
 
 class Network(nn.Module):
