@@ -1,11 +1,9 @@
 """``hb.simulate``: the same spikes as a loop in PyTorch, for any number of threads and chunks."""
 
-import ctypes
 import importlib.util
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -222,32 +220,6 @@ def test_threads_that_sleep_at_each_barrier_give_the_same_spikes(monkeypatch):
     try:
         for threads in (1, 4):
             torch.set_num_threads(threads)
-            torch.manual_seed(0)
-            records.append(hb.simulate(network(700, 5), 50)[0].spikes)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(records[0].steps, records[1].steps)
-    assert torch.equal(records[0].neurons, records[1].neurons)
-
-
-def test_a_thread_computes_the_parts_of_one_that_does_not_run(monkeypatch):
-    """Otherwise it would wait for the other at the first step."""
-    before, records = torch.get_num_threads(), []
-
-    def run_first_part(address, count, arguments):
-        assert count == 4
-        call = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)(address)
-        thread = threading.Thread(target=call, args=(2, 3, arguments), daemon=True)
-        thread.start()
-        thread.join(timeout=30)
-        assert not thread.is_alive(), "the thread waits for the others"
-        call(0, 2, arguments)  # the others come late: no step is left
-
-    try:
-        for threads in (1, 4):
-            torch.set_num_threads(threads)
-            if threads == 4:
-                monkeypatch.setattr(simulation, "run", run_first_part)
             torch.manual_seed(0)
             records.append(hb.simulate(network(700, 5), 50)[0].spikes)
     finally:

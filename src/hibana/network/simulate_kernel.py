@@ -1,8 +1,7 @@
 """The native program of :func:`hibana.simulate`: recurrent neurons with sparse synapses over many steps.
 
-The neurons are divided into parts of consecutive neurons, about one per thread. At each step, a thread
-computes its own part, then those that no other thread has begun, so a thread that another process keeps from
-its core delays the others only if it was within a part. All wait once per step. In a step, a part
+The neurons are divided into parts of consecutive neurons, at least one per thread, which take a step
+together and wait for each other once per step. At each step, a part
 
 1. adds the weights of the spikes that arrive at its neurons. The spikes of all steps are bits; for each delay
    d, the synapses with delay d of the neurons that fired d + 1 steps ago are read. Weights are added in the
@@ -97,7 +96,7 @@ def _stores(step: Step) -> Stores:
 class Program:
     """The native program of neurons that take `step`, whose input includes the synapses' sums.
 
-    Its function runs all steps in one of the threads, which takes the parts from ``%begin`` on first.
+    Its function runs the parts from ``%begin`` to ``%end`` over all steps.
 
     Raises:
         Unsupported: if the step multiplies by a matrix, does not emit spikes as 0 or 1, or an operation has
@@ -122,9 +121,7 @@ class Program:
         ]
         """The parameters of the cell that are arguments."""
         kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
-        kinds |= dict.fromkeys(
-            ("row_starts", "bounds", "work", "arrived", "claims", "fired", "functions"), Longs
-        )
+        kinds |= dict.fromkeys(("row_starts", "bounds", "work", "arrived", "fired", "functions"), Longs)
         kinds |= dict.fromkeys(("targets", "index", "neurons"), Ints)
         numbers = ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples")
         kinds |= dict.fromkeys((*numbers, *map(str, (*step.carried[:-1], *self.parameters))), self.number)
@@ -141,19 +138,15 @@ class Program:
         self.kernel = assemble(module(self.code.kernel("simulate")), "simulate")
 
     def _write(self) -> None:
-        """Writes all steps. The parts of a step are each computed by the thread that comes first."""
+        """Writes all steps."""
         code, a = self.code, self.arguments
-        begin, parts = code.begin, a["parts"]
+        begin, end = code.begin, code.end
         with code.loop(0, a["steps"]) as t:
-            done = code.variable(0)
-            with code.loop(0, parts) as offset:
-                part = (begin + offset) % parts
-                with code.when(_claims(a["claims"] + (t * parts + part))):
-                    self._deliver(part, t)
-                    self._update(part, t, a["bounds"][part], a["bounds"][part + 1])
-                    self._sample(part, t)
-                    done.value = done.value + 1
-            _wait(code, a["arrived"], done.value, (t + 1) * parts)
+            with code.loop(begin, end) as part:
+                self._deliver(part, t)
+                self._update(part, t, a["bounds"][part], a["bounds"][part + 1])
+                self._sample(part, t)
+            _wait(code, a["arrived"], end - begin, (t + 1) * a["parts"])
 
     def _deliver(self, part: Value, t: Value) -> None:
         """Adds the weights of the spikes that arrive at `part` at step `t` to ``sums``."""
@@ -272,15 +265,10 @@ def index_parts(
             counts[key + 1] = counts[key + 1] + counts[key]
 
 
-def _claims(count: Longs) -> Value:
-    """Adds one to the number at `count`, and returns whether it was zero: only one thread gets True."""
-    return count.atomic_add(1).equals(0)
-
-
 def _wait(code: Code, counter: Longs, arrived: Value, all_arrived: Value) -> None:
     """Adds `arrived` to the first number of `counter` and waits until it is at least `all_arrived`.
 
-    A thread waits only for parts that others have begun, so it does not matter how many threads run them.
+    A thread waits only after all its parts have arrived, so it does not matter how many threads run them.
     The second number of `counter` is the number of threads that sleep; the last thread to arrive wakes them.
     """
     sleepers, spins = counter + 1, code.variable(0)

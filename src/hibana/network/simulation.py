@@ -190,13 +190,12 @@ class Simulation:
         rows = (self.time + steps) // self.every - self.time // self.every
         samples = torch.empty(rows, len(self.names) - 1, self.selected, dtype=self.dtype, device="cpu")
         arrived = torch.zeros(2, dtype=torch.int64, device="cpu")
-        claims = torch.zeros(steps, self.parts, dtype=torch.int64, device="cpu")
         inputs = self.tensors["inputs"]
         if inputs is not None and self.input_stride:
             inputs = inputs[self.time :]
         arguments = {
             **self.tensors,
-            **{"fired": fired, "samples": samples, "arrived": arrived, "claims": claims, "inputs": inputs},
+            **{"fired": fired, "samples": samples, "arrived": arrived, "inputs": inputs},
             **{"steps": steps, "time": self.time, "seed": self.seed, "parts": self.parts},
             **{"delays": self.delays, "keys": self.delays * self.parts, "words": self.words},
             **{"input_stride": self.input_stride, "every": self.every, "selected": self.selected},
