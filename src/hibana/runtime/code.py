@@ -23,7 +23,7 @@ from hibana.runtime.loops import (
 )
 from hibana.runtime.pointers import Bytes, Kind, Longs, Pointer, value_or_pointer
 from hibana.runtime.types import BIT, LONG, Type
-from hibana.runtime.values import Operand, Value, constant
+from hibana.runtime.values import Operand, Value, constant, value_of
 
 LINE = 64
 """Size of a cache line in bytes."""
@@ -49,8 +49,7 @@ class Variable:
     @value.setter
     def value(self, value: Operand) -> None:
         """Assigns `value`, a number or a kernel's value of the variable's type."""
-        if not isinstance(value, Value):
-            value = constant(self._builder, self._type, value)
+        value = value_of(self._builder, self._type, value)
         if value.type != self._type:
             raise TypeError(f"a variable of {self._type} cannot become {value.type}")
         self._builder.add(Assign(self._variable, value.term))
@@ -61,27 +60,28 @@ class Code:
 
     def __init__(self) -> None:
         self.builder = Builder()
-        self.range = Parameter(LONG, name="begin"), Parameter(LONG, name="end")
-        """The parameters of a kernel: the range of work items of a call, and the array of its arguments."""
-        self.packed_arguments = Parameter(None, name="args")
+        self._begin, self._end = Parameter(LONG, name="begin"), Parameter(LONG, name="end")
+        self._packed_arguments = Parameter(None, name="args")
+        """The array of a kernel's arguments."""
 
     @property
     def begin(self) -> Value:
         """The first work item of a kernel's call."""
-        return Value(self.builder, LONG, self.range[0])
+        return Value(self.builder, LONG, self._begin)
 
     @property
     def end(self) -> Value:
         """The end of the work items of a kernel's call."""
-        return Value(self.builder, LONG, self.range[1])
+        return Value(self.builder, LONG, self._end)
 
     def kernel(self, name: str) -> Definition:
         """The kernel ``void name(begin, end, args)`` with the statements that were built."""
-        return Definition(name, (*self.range, self.packed_arguments), self.builder.take(), None, "kernel")
+        parameters = self._begin, self._end, self._packed_arguments
+        return Definition(name, parameters, self.builder.take(), None, "kernel")
 
     def arguments(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         """Loads a kernel's arguments, addresses or integers of 64 bits, from ``args``, by their names."""
-        arguments, packed = {}, Longs(self.builder, self.packed_arguments)
+        arguments, packed = {}, Longs(self.builder, self._packed_arguments)
         for i, (name, kind) in enumerate(kinds.items()):
             result = Result(kind if isinstance(kind, Type) else None)
             self.builder.add(Load(result, (packed + i).term, LONG.size))
@@ -98,7 +98,7 @@ class Code:
 
     def variable(self, value: Operand, type_: Type = LONG) -> Variable:
         """A new variable, initialized with `value`."""
-        return Variable(value if isinstance(value, Value) else self.constant(value, type_))
+        return Variable(value_of(self.builder, type_, value))
 
     def array(self, kind: type[_Pointer], count: int) -> _Pointer:
         """Memory for `count` elements on the stack, aligned to a cache line."""
@@ -112,7 +112,7 @@ class Code:
 
         C code calls the index `name`.
         """
-        first, end, by = (self._long(x).term for x in (start, stop, step))
+        first, end, by = (value_of(self.builder, LONG, x).term for x in (start, stop, step))
         index = Result(LONG)
         with self.builder.inside() as body:
             yield Value(self.builder, LONG, index)
@@ -175,7 +175,7 @@ class Code:
         begins, end = list[Value](), self.constant(0)
         for kind, count in parts:
             begins.append(end)
-            size = (count if isinstance(count, Value) else self.constant(count)) * kind.element.size
+            size = value_of(self.builder, LONG, count) * kind.element.size
             end = end + ((size + (LINE - 1)) & -LINE)
         memory, size = Result(None), end + LINE
         with self.builder.inside() as body:
@@ -184,7 +184,3 @@ class Code:
             aligned = block + ((0 - block.address()) & (LINE - 1))
             yield tuple((aligned + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
         self.builder.add(Scratch(memory, size.term, tuple(body)))
-
-    def _long(self, number: Operand) -> Value:
-        """`number` as a 64-bit integer of the kernel."""
-        return number if isinstance(number, Value) else self.constant(number)

@@ -20,7 +20,7 @@ from hibana.runtime.loops import (
     Store,
 )
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type
-from hibana.runtime.values import Operand, Value, constant
+from hibana.runtime.values import Operand, Value, constant, value_of
 
 
 class Pointer:
@@ -77,8 +77,7 @@ class Pointer:
         self, value: Operand, mask: Value | None = None, align: int = 0, *, nontemporal: bool = False
     ) -> None:
         """Stores an element, or a vector, whose elements outside of `mask` are not stored."""
-        if not isinstance(value, Value):
-            value = constant(self.builder, self.element, value)
+        value = value_of(self.builder, self.element, value)
         align = align or self.element.size
         if mask is None:
             self.builder.add(Store(self.term, value.term, align, nontemporal))
@@ -97,7 +96,7 @@ class Pointer:
 
     def clear(self, count: Operand, byte: int = 0) -> None:
         """Sets all bytes of `count` elements to `byte`."""
-        self.builder.add(Fill(self.term, self.element.size, self._long(count).term, byte))
+        self.builder.add(Fill(self.term, self.element.size, value_of(self.builder, LONG, count).term, byte))
 
     def prefetch(self, *, to_write: bool) -> None:
         """Prefetches the cache line of this address."""
@@ -105,12 +104,13 @@ class Pointer:
 
     def copy(self, source: "Pointer", count: Operand) -> None:
         """Copies `count` elements from `source`; the two arrays must not overlap."""
-        self.builder.add(Copy(self.term, source.term, self.element.size, self._long(count).term))
+        self.builder.add(
+            Copy(self.term, source.term, self.element.size, value_of(self.builder, LONG, count).term)
+        )
 
     def atomic_add(self, value: Operand) -> Value:
         """Adds `value` to the element, sequentially consistent, and returns the earlier number."""
-        if not isinstance(value, Value):
-            value = constant(self.builder, self.element, value)
+        value = value_of(self.builder, self.element, value)
         result = Result(self.element)
         self.builder.add(AtomicAdd(result, self.term, value.term))
         return Value(self.builder, self.element, result)
@@ -146,14 +146,10 @@ class Pointer:
         """Whether this is not the null pointer, which is the address of a tensor argument None."""
         return Value(self.builder, BIT, self.builder.let(BIT, "exists", self.term))
 
-    def _long(self, count: Operand) -> Value:
-        """`count` as a 64-bit integer of the kernel."""
-        return count if isinstance(count, Value) else constant(self.builder, LONG, count)
-
     def _offset(self, element: Type, count: Operand) -> Self:
         """The address `count` elements of type `element` after this one."""
         result = Result(None, self.array)
-        self.builder.add(Offset(result, element, self.term, self._long(count).term))
+        self.builder.add(Offset(result, element, self.term, value_of(self.builder, LONG, count).term))
         return type(self)(self.builder, result)
 
 

@@ -226,6 +226,11 @@ def constant(builder: Builder, type_: Type, number: float) -> Value:
     return Value(builder, type_, Constant(type_, number))
 
 
+def value_of(builder: Builder, type_: Type, operand: Operand) -> Value:
+    """`operand` if it is a value of the kernel, else the constant of `type_`."""
+    return operand if isinstance(operand, Value) else constant(builder, type_, operand)
+
+
 def float_bits(number: float) -> int:
     """The bits of `number` as float32; a kernel reads them by ``value.to(INT).float_from_bits()``.
 

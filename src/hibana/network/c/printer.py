@@ -63,6 +63,10 @@ class CPrinter:
         lines, self._lines, self._used_names = self._lines, [], set()
         return lines
 
+    def expression(self, operand: Operand) -> str:
+        """The expression of an operand."""
+        return self._text(self._of(operand))
+
     def _print(self, body: loops.Body) -> None:
         """Prints statements."""
         for statement in body:

@@ -1,11 +1,9 @@
 """The two files of a C program: its layers, the functions that run them, and the header."""
 
-import math
 import re
 from dataclasses import dataclass
 from textwrap import indent
 
-from hibana.compiler.c.source import literal
 from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import array, block, comment_text, each
 from hibana.network.c.emitter import Emitter, Spiking
@@ -128,9 +126,7 @@ class Unit(Emitter):
         """Statements that update the scores with the output of a step."""
         size, out = self.network.output.size, self.output("i")
         scores = self.memory.add("scores", self.arithmetic.kind, size)
-        kind = self.arithmetic.kind
-        smallest = "INT32_MIN" if kind == "int32_t" else literal(-math.inf, kind)
-        lowest = smallest if self.scores == "max" else "0"
+        lowest = self.printer.expression(self.lowest().term) if self.scores == "max" else "0"
         self.resets += each("i", size, [f"{scores}[i] = {lowest};"])
         if self.scores == "first":
             spiked = self.memory.add("seen", "uint8_t", size)
