@@ -142,14 +142,14 @@ class Unit(Emitter):
         with self.into(self.resets), code.loop(0, size, name="i") as i:
             scores[i] = self.lowest() if self.scores == "max" else 0
         if self.scores == "first":
-            seen = self._pointer(self.memory.add("seen", "uint8_t", size)).of(Bytes)
+            spiked = self._pointer(self.memory.add("seen", "uint8_t", size)).of(Bytes)
             with self.into(self.resets):
-                seen.clear(size)
+                spiked.clear(size)
         with self.into(self.step), code.loop(0, size, name="i") as i:
             if self.scores == "first":
                 with code.when(self.output(i).differs(0)):
-                    seen[i] = 1
-                with code.when(seen[i].equals(0)):
+                    spiked[i] = 1
+                with code.when(spiked[i].equals(0)):
                     scores[i] = scores[i] - 1
             elif self.scores == "max":
                 with code.when(self.output(i) > scores[i]):
