@@ -21,18 +21,27 @@ from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Typ
 
 __all__ = ["CONSTANT", "CPrinter"]
 
-_LEVELS = (
-    {"mul": "*", "div": "/", "rem": "%"},
-    {"add": "+", "sub": "-"},
-    {"lt": "<", "le": "<=", "gt": ">", "ge": ">="},
-    {"eq": "==", "ne": "!="},
-)
-"""C's operator of each operation, in groups of equal precedence, the highest precedence first."""
-_OPERATORS = {name: (text, level) for level, row in enumerate(_LEVELS, 1) for name, text in row.items()}
-ATOM, SUM, COMPARISON, AND, OR, CHOICE = 0, 2, 4, 5, 6, 7
+ATOM, PRODUCT, SUM, RELATION, COMPARISON, AND, OR, CHOICE = range(8)
 """Levels of precedence of expressions; lower levels bind more tightly."""
-_BITWISE = {"shl": "<<", "shr": ">>", "and": "&", "or": "|", "xor": "^"}
-"""C's operators on the bits of integers, whose operands and results need parentheses."""
+_ON_NUMBERS = {
+    **{"mul": ("*", PRODUCT, PRODUCT, ATOM), "div": ("/", PRODUCT, PRODUCT, ATOM)},
+    **{"rem": ("%", PRODUCT, PRODUCT, ATOM)},
+    **{"add": ("+", SUM, SUM, PRODUCT), "sub": ("-", SUM, SUM, PRODUCT)},
+    **{"lt": ("<", RELATION, SUM, SUM), "le": ("<=", RELATION, SUM, SUM)},
+    **{"gt": (">", RELATION, SUM, SUM), "ge": (">=", RELATION, SUM, SUM)},
+    **{"eq": ("==", COMPARISON, SUM, SUM), "ne": ("!=", COMPARISON, SUM, SUM)},
+    **{"shl": ("<<", OR, ATOM, ATOM), "shr": (">>", OR, ATOM, ATOM)},
+    **{"and": ("&", OR, ATOM, ATOM), "or": ("|", OR, ATOM, ATOM), "xor": ("^", OR, ATOM, ATOM)},
+}
+"""By operation: C's operator, the level of its result, and the loosest levels of its operands.
+
+Compilers warn of operators on bits without parentheses, so these have them.
+"""
+_ON_BOOLEANS = {
+    **_ON_NUMBERS,
+    **{"and": ("&&", AND, AND, COMPARISON), "or": ("||", OR, COMPARISON, COMPARISON)},
+    "xor": ("!=", COMPARISON, SUM, SUM),
+}
 _LONGEST = 80
 """Characters of an operand beyond which it becomes a constant."""
 CONSTANT = "const IN_FLASH"
@@ -212,27 +221,19 @@ class CPrinter:
         if name in _CONVERSIONS:
             assert let.result.type is not None
             return self._convert(type_, let.result.type, first, is_number=name == "extend signed")
-        if name == "neg":
-            return _Expression(f"-{self._text(first, ATOM)}", first.kind, ATOM, first.read)
-        if is_inversion(let):
-            operator = "!" if type_ == BIT else "~"
+        if name == "neg" or is_inversion(let):
+            operator = "-" if name == "neg" else "!" if type_ == BIT else "~"
             return _Expression(f"{operator}{self._text(first, ATOM)}", first.kind, ATOM, first.read)
-        if (name not in _OPERATORS and name not in _BITWISE) or (type_ and type_.real and name == "rem"):
+        forms = _ON_BOOLEANS if type_ == BIT else _ON_NUMBERS
+        if name not in forms or (type_ and type_.real and name == "rem"):
             return self._function(name, type_, operands)
-        left, right = operands
-        if type_ == BIT and name in ("and", "or", "xor"):
-            level, loosest = {"and": (AND, AND), "or": (OR, COMPARISON), "xor": (COMPARISON, SUM)}[name]
-            operator = {"and": "&&", "or": "||", "xor": "!="}[name]
-            return self._join("int", operator, level, (left, loosest), (right, min(loosest, COMPARISON)))
-        if type_ and not type_.real and (simple := _simplified(name, left, right)):
+        if type_ and not type_.real and (simple := _simplified(name, *operands)):
             return simple
-        kind = _wider(type_, left, right)
-        if name in _BITWISE:
-            return self._join(kind, _BITWISE[name], OR, (left, ATOM), (right, ATOM))
-        operator, level = _OPERATORS[name]
-        if let.result.type == BIT:
-            return self._join("int", operator, level, (left, SUM), (right, SUM))
-        return self._join(kind, operator, level, (left, level), (right, level - 1))
+        kind = "int" if let.result.type == BIT else _wider(type_, *operands)
+        operator, level, *loosest = forms[name]
+        left, right = map(self._text, operands, loosest)
+        parts = (left, self._text(operands[1])) if operator == "+" else ("", "")
+        return _Expression(f"{left} {operator} {right}", kind, level, self._read(*operands), parts)
 
     def _function(self, name: str, type_: Type | None, operands: list[_Expression]) -> _Expression:
         """A call of a function of ``math.h``."""
@@ -283,20 +284,6 @@ class CPrinter:
             self._write([f"{place} = ({kind}){self._text(expression, ATOM)};"])
         else:
             self._write([f"{place} = {text};"])
-
-    def _join(
-        self,
-        kind: str,
-        operator: str,
-        level: int,
-        left: tuple[_Expression, int],
-        right: tuple[_Expression, int],
-    ) -> _Expression:
-        """The expression ``left operator right``; each operand comes with its loosest level."""
-        first, second = self._text(*left), self._text(*right)
-        parts = (first, self._text(right[0])) if operator == "+" else ("", "")
-        read = self._read(left[0], right[0])
-        return _Expression(f"{first} {operator} {second}", kind, level, read, parts)
 
     def _text(self, expression: _Expression, loosest: int = CHOICE) -> str:
         """The text of an expression, in parentheses if it binds more loosely than `loosest`."""
