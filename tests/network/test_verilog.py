@@ -166,7 +166,8 @@ def test_an_element_that_a_pass_writes_is_read_two_states_later():
         s[j] = v[j]
 
     circuit = machine_of(build)
-    ((written, _),), ((read, _),) = (circuit.signals[signal] for signal in ("w_v_e", "r_v_e"))
+    (written, *_), (read, *_) = (circuit.signals[signal].assignments[0] for signal in ("w_v_e", "r_v_e"))
+    assert all(len(circuit.signals[signal].assignments) == 1 for signal in ("w_v_e", "r_v_e"))
     assert read == written + 2
 
 

@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
+from typing import Literal
 
 from hibana.compiler.graph.ops import Unsupported
 
-__all__ = ["Array", "Circuit", "Expression", "signed_bits"]
+__all__ = ["Array", "Circuit", "Expression", "Signal", "signed_bits"]
 
 _ARITHMETIC = {"add": ("+", op.add), "sub": ("-", op.sub), "mul": ("*", op.mul), "shr": (">>", op.rshift)}
 """Verilog's operator, and the function that gives bounds of the result from those of the operands."""
@@ -111,6 +112,18 @@ class Array:
         return Expression(f"q_{self.name}{suffix}", self.low, self.high, frozenset([f"q_{self.name}"]))
 
 
+@dataclass
+class Signal:
+    """A register, or a signal of a port of a memory."""
+
+    kind: Literal["register", "enable", "data"]
+    """In states without an assignment a register keeps its value, an enable is 0, and data is any number."""
+    at_once: bool
+    """Whether a value is valid in the state that assigns it, and not from the next state on."""
+    assignments: list[tuple[int, str, str]]
+    """The state, the bits that are assigned, such as ``[7:0]`` or empty for all, and the value."""
+
+
 class Circuit:
     """A circuit with states in the order of the program.
 
@@ -126,8 +139,8 @@ class Circuit:
         """The bits of each register."""
         self.numbered = 0
         """Number of registers without a name of their own; the statements after a block use its again."""
-        self.signals: dict[str, list[tuple[int, str]]] = {}
-        """For each register and each signal of a port: the states that assign to it, and the assignment."""
+        self.signals: dict[str, Signal] = {}
+        """The registers and the signals of ports, by name."""
         self.jumps: dict[int, tuple[str, int]] = {}
         """By state: a condition, and the state that follows if it is false."""
         self.state = -1
@@ -168,12 +181,31 @@ class Circuit:
         self.late |= self.written[state]
         self.jumps[state] = self.jumps[state][0], self.state
 
-    def set_signals(self, resource: str, *assignments: str) -> None:
-        """Runs Verilog's `assignments` to the register or array `resource` in the current state."""
-        self._busy.add(resource)
-        for assignment in assignments:
-            signal = assignment.split()[0].split("[")[0]
-            self.signals.setdefault(signal, []).append((self.state, assignment))
+    def read_port(self, name: str, address: str) -> None:
+        """Reads the array `name` in the current state."""
+        self._busy.add(name)
+        self._set(f"r_{name}_e", "1'b1", "enable", at_once=True)
+        self._set(f"r_{name}_a", address, "data", at_once=True)
+
+    def write_port(self, name: str, lanes: str, address: str, word: str) -> None:
+        """Writes to the array `name` in the current state."""
+        self._busy.add(name)
+        self._set(f"w_{name}_e", lanes, "enable")
+        self._set(f"w_{name}_a", address, "data")
+        self._set(f"w_{name}_d", word, "data")
+
+    def _set(
+        self,
+        name: str,
+        value: str,
+        kind: Literal["register", "enable", "data"],
+        part: str = "",
+        *,
+        at_once: bool = False,
+    ) -> None:
+        """Assigns a value to a signal, or to a part of its bits, in the current state."""
+        signal = self.signals.setdefault(name, Signal(kind, at_once, []))
+        signal.assignments.append((self.state, part, value))
 
     # Memories and registers
 
@@ -181,7 +213,7 @@ class Circuit:
         """Reads the element at `index` in the current state."""
         name, address = array.name, index.low_bits(array.address_bits)
         self.read_arrays[self.state].add(name)
-        self.set_signals(name, f"r_{name}_e = 1'b1", f"r_{name}_a = {address}")
+        self.read_port(name, address)
 
     def store(
         self, array: Array, index: Expression, values: list[Expression], enables: Sequence[str] = ("1'b1",)
@@ -197,7 +229,7 @@ class Circuit:
             lanes = f"{array.lanes}'d1 << {index.low_bits(array.lane_bits)}"
         name, address = array.name, index.low_bits(array.address_bits)
         self.written[self.state].add(name)
-        self.set_signals(name, f"w_{name}_e <= {lanes}", f"w_{name}_a <= {address}", f"w_{name}_d <= {word}")
+        self.write_port(name, lanes, address, word)
 
     def register(self, low: int, high: int, name: str = "") -> Expression:
         """A register for a number from `low` to `high`."""
@@ -215,7 +247,8 @@ class Circuit:
         (name,) = register.registers
         bits = register.bits - (register.low >= 0)
         self.wait(value, resource=name)
-        self.set_signals(name, f"{name}[{bits - 1}:0] <= {value.low_bits(bits)}")
+        self._busy.add(name)
+        self._set(name, value.low_bits(bits), "register", f"[{bits - 1}:0]")
 
     # Expressions
 
