@@ -210,12 +210,12 @@ class Machine:
         The body reads the array once, does not change the element's place in it, and writes no other element
         of the array, nor this element before the read.
         """
-        reads = [(i, load) for i, effect in enumerate(effects) for load in _loads(effect)]
-        arrays = [self._array_of(load) for _, load in reads]
+        reads = {load: i for i, effect in enumerate(effects) for load in _loads(effect)}
+        arrays = [self._array_of(load) for load in reads]
         targets = [target for target, _ in effects]
         return [
             load
-            for (i, load), array in zip(reads, arrays, strict=True)
+            for (load, i), array in zip(reads.items(), arrays, strict=True)
             if array is not None
             and not any(_loads(load[1]))
             and set(targets).isdisjoint(_leaves(load))
