@@ -66,11 +66,6 @@ class _Expression:
     """For the address of a single number: the expression of the number."""
     is_literal: bool = False
 
-    @property
-    def is_name(self) -> bool:
-        """Whether it is a literal or the name of a constant or variable."""
-        return self.is_literal or self.text.isidentifier()
-
 
 class CPrinter:
     """Prints blocks of a function of C."""
@@ -104,7 +99,7 @@ class CPrinter:
         match statement:
             case loops.Let(result):
                 expression = self._operation(statement)
-                if self._uses[result] > 1 and not expression.is_name:
+                if self._uses[result] > 1 and not (expression.is_literal or expression.text.isidentifier()):
                     expression = self._constant("a", expression, result)
                 self._expressions[result] = expression
             case loops.Offset(result, _, address, count_):
