@@ -85,7 +85,7 @@ def test_means_have_no_gradient():
     assert not outputs.requires_grad or torch.autograd.grad(outputs.sum(), inputs)[0].eq(0).all()
 
 
-@pytest.mark.parametrize("language", ["triton", "c", "onnx"])
+@pytest.mark.parametrize("language", ["triton", "onnx"])
 def test_other_backends_have_no_such_operation(language):
     with pytest.raises(Unsupported, match=f"operation 'poisson' has no {language} implementation"):
         row_of("poisson", language)

@@ -16,6 +16,7 @@ from fuzz.sizes import Net, compare_in_c, outputs_of, random_net
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import CProgram, quantize, to_c, to_verilog
 from hibana.network.verilog import VerilogProgram
+from verifier import unproved
 
 __all__ = ["run"]
 
@@ -37,6 +38,7 @@ def run(batch: int, count: int, counts: Counts, record: Callable[[Net], None]) -
             counts.refused += 1
             continue
         counts.compared += 1
+        findings += [f"{access}: {net}" for access in unproved(integers, net.example)]
         inputs = integers.integer_input(net.example)
         with torch.no_grad():
             programs.append((replace(net, example=inputs), program, integers.net(inputs)))

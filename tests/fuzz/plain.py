@@ -23,6 +23,7 @@ from fuzz.sizes import Net, _normalization, compare_in_c, outputs_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import CProgram, to_c, to_onnx
 from hibana.nn.over_steps import JoinedNetwork
+from verifier import unproved
 
 __all__ = ["run"]
 
@@ -360,6 +361,7 @@ def _compare_targets(
             findings.append(f"{type(error).__name__}: {error}: {net}")
         return
     programs.append((net, program, expected[0]))
+    findings.extend(f"{access}: {net}" for access in unproved(net.layers, net.example))
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     onnx = [torch.from_numpy(session.run(None, {"input": x.numpy()})[0]) for x in (net.example, net.other)]
     rights = [expected[0], expected[0], expected[1], expected[1], *expected]
@@ -379,6 +381,7 @@ def _compare_targets(
     if not all(torch.equal(result, right) for result in guard.run(integers.net, inputs, [inputs])):
         findings.append(f"integers differ: {net}")
     case = replace(net, example=inputs)
+    findings.extend(f"{access}, in integers: {net}" for access in unproved(integers, net.example))
     programs.append((case, to_c(integers, net.example, name=f"integer{net.seed}"), right))
 
 

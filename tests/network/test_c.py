@@ -13,8 +13,7 @@ from torch import nn
 import hibana as hb
 from c_programs import check_programs, compiled, needs_cc, outputs_of
 from hibana import EachStep, events
-from hibana.compiler.c.source import dialect
-from hibana.compiler.graph.ops import OPERATIONS, Unsupported
+from hibana.compiler.graph.ops import Unsupported
 from hibana.network import quantize, to_c
 from ordered import in_order
 from selection import examples
@@ -376,12 +375,6 @@ def test_names_of_classes_and_layers_stay_in_comments(text):
         assert "EVIL" in file
         spliced = file.replace("??/", "\\").replace("\\\n", "")  # a compiler's first step
         assert "EVIL" not in re.sub(r"/\*.*?\*/", "", spliced, flags=re.DOTALL)
-
-
-def test_the_c_dialect_implements_all_operations_except_two():
-    operations = dialect("float").operations
-    assert {name for name in OPERATIONS if name not in operations} == {"erfinv", "poisson"}
-    assert all("REAL" not in text and "@" not in text for text in operations.values())
 
 
 @needs_cc

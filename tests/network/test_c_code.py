@@ -1,13 +1,31 @@
 """C code generated from kernels' loops, compared with the same loops compiled by LLVM."""
 
 import ctypes
+import math
 import subprocess
 
 import pytest
+import torch
 
 from c_programs import needs_cc
+from hibana.compiler.c.floats import float_results
+from hibana.compiler.graph.leaf import INPUT, OUTPUT, Leaf
+from hibana.compiler.graph.ops import OPERATIONS, Unsupported
+from hibana.compiler.graph.step import Value as StepValue
 from hibana.network.c.printer import CPrinter
-from hibana.runtime.kernels import Code, Longs, Value, assemble, kernel, pack_arguments, run
+from hibana.runtime.kernels import (
+    BIT,
+    FLOAT,
+    INT,
+    Code,
+    Floats,
+    Longs,
+    Value,
+    assemble,
+    kernel,
+    pack_arguments,
+    run,
+)
 from hibana.runtime.loops import Array
 
 
@@ -71,7 +89,7 @@ def test_generated_c_is_readable():
         "if (j % 2 == 0 || (j > i && j != 7)) {",
         "value += (i - (j - 3)) * (j + 1);",
         "int64_t *const row = out + i * 2;",
-        "const int before = row[0];",
+        "const int64_t before = row[0];",
     ):
         assert line in lines
 
@@ -96,3 +114,66 @@ def test_inner_blocks_do_not_reuse_names_of_outer_blocks():
             pass
     loops = [line.strip() for line in printed(code) if "for" in line]
     assert loops == [*["for (int i = 0; i < 3; i++) {", "for (int i2 = 0; i2 < i; i2++) {"] * 2]
+
+
+ARGUMENTS = (INPUT, Leaf("state", 0), Leaf("state", 1))
+
+
+def operation_in_c(name: str) -> list[str]:
+    """A C function with the loop that applies an operation to three arrays."""
+    code, row = Code(), OPERATIONS[name]
+    out, *arrays = (
+        Floats(code.builder, Array(None, name=array, kind="float"))
+        for array in ("out", "first", "second", "third")
+    )
+    leaves = [StepValue("row", leaf=leaf) for leaf in ARGUMENTS[: row.arity]]
+    zero = StepValue("number", data=0)
+    truths = [StepValue("gt", (leaf, zero)) for leaf in leaves]
+    if name == "where":
+        leaves[0] = truths[0]
+    elif row.takes_booleans and name != "to_bool":
+        leaves = truths
+    with code.loop(0, 200, name="j") as j:
+        values = {leaf: array[j].named(str(leaf)) for leaf, array in zip(ARGUMENTS, arrays, strict=True)}
+        result = float_results(code, FLOAT, {OUTPUT: StepValue(name, tuple(leaves))}, values)[OUTPUT]
+        out[j] = result.to(INT).real(FLOAT) if result.type == BIT else result
+    head = f"void do_{name}(float *out, const float *first, const float *second, const float *third)"
+    return [f"{head} {{", *printed(code), "}"]
+
+
+@needs_cc
+def test_every_operation_in_c_computes_what_torch_does(tmp_path):
+    refused = ("erfinv", "poisson")
+    for name in refused:
+        with pytest.raises(Unsupported, match=f"operation '{name}' has no C implementation"):
+            operation_in_c(name)
+    operations = [name for name in OPERATIONS if name not in refused]
+    lines = [line for name in operations for line in operation_in_c(name)]
+    source, library = tmp_path / "operations.c", tmp_path / "operations.so"
+    source.write_text("#include <math.h>\n#include <stdint.h>\n" + "\n".join(lines))
+    command = ["cc", "-std=c99", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror"]
+    command += ["-Wno-unused-variable", "-Wno-unused-parameter", "-shared", "-fPIC", "-o", library, source]
+    subprocess.run([*command, "-lm"], check=True)
+    functions = ctypes.CDLL(str(library))
+    generator = torch.Generator().manual_seed(0)
+    x, y, z = ((torch.rand(200, generator=generator) - 0.5) * 6 for _ in range(3))
+    x[:6], y[:6] = (
+        torch.tensor([0.0, -0.0, 1, math.inf, -math.inf, math.nan]),
+        torch.tensor([1.0, -1, 1, 0, 2, 1]),
+    )
+    for name in operations:
+        row, out = OPERATIONS[name], torch.empty(200)
+        functions[f"do_{name}"](*(ctypes.c_void_p(array.data_ptr()) for array in (out, x, y, z)))
+        arguments = (x, y, z)[: row.arity]
+        if row.takes_booleans and name not in ("to_bool", "where"):
+            arguments = tuple(argument > 0 for argument in arguments)
+        elif name == "where":
+            arguments = (x > 0, y, z)
+        expected = row.function(*arguments).float()
+        if name in ("maximum", "minimum"):  # of zeros with different signs, C takes the second
+            expected = expected + 0.0
+            out = out + 0.0
+        if name == "elu":  # the step selects the other half
+            expected = torch.where(x > 0, torch.expm1(x), expected)
+        tolerance = 4e-7 if row.call or name == "root" else 0.0  # torch's own root may be off by one ulp
+        torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=name)

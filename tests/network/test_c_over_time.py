@@ -132,7 +132,7 @@ def test_a_grouped_window_without_bias_is_bounded_group_by_group():
     net = nn.Sequential(hb.Window(64, 64, 3, groups=64, bias=False), hb.LI())
     inputs = torch.ones(2, 1, 64)
     quantized, _ = quantize(net, inputs)
-    from hibana.network.c import program
+    from hibana.network.c import unit as program
 
     arithmetic = program.build_unit(quantized, inputs, "net", "sum").arithmetic
     window = next(node for node in arithmetic.bounds if node.kind == "window")

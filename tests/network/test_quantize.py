@@ -271,7 +271,7 @@ def test_bounds_hold_on_the_worst_input():
 
 
 def _bounds(quantized, inputs):
-    from hibana.network.c import program
+    from hibana.network.c import unit as program
 
     unit = program.build_unit(quantized, inputs, "net", "sum")
     return next(iter(unit.arithmetic.leaf_bounds.values()))

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from hibana.convert import quantize, to_verilog
-from pycparser import CParser
 from torch import nn
 
 import hibana as hb
 from hibana.network.verilog.circuit import Array
 from hibana.network.verilog.statements import Machine
+from hibana.runtime import loops
+from hibana.runtime.kernels import INT, Code, Ints
 from network.test_quantize import SUMS
 
 needs_simulator = pytest.mark.skipif(
@@ -148,20 +149,35 @@ def test_the_testbench_finds_a_changed_weight(tmp_path):
     assert simulate(changed, tmp_path)[0] == "0 of 2 equal"
 
 
-def machine_of(statements):
+def machine_of(build):
+    """The circuit of the statements that `build` adds to a loop over j, for arrays v and s."""
+    code = Code()
+    v, s = (Ints(code.builder, loops.Array(None, name=name, kind="int32_t")) for name in "vs")
+    with code.loop(0, 4, name="j") as j:
+        build(v, s, j)
     machine = Machine([Array("v", 0, 3, 4), Array("s", 0, 3, 4)], {}, largest=3)
-    machine.run(CParser().parse(f"void f(void) {{ {statements} }}").ext[0].body.block_items)
+    machine.run(code.builder.take())
     return machine.circuit
 
 
 def test_an_element_that_a_pass_writes_is_read_two_states_later():
-    circuit = machine_of("for (int j = 0; j < 4; j++) { v[j] = j; s[j] = v[j]; }")
-    ((written, _),), ((read, _),) = (circuit.signals[signal] for signal in ("w_v_e", "r_v_e"))
+    def build(v, s, j):
+        v[j] = j.to(INT)
+        s[j] = v[j]
+
+    circuit = machine_of(build)
+    (written, *_), (read, *_) = (circuit.signals[signal].assignments[0] for signal in ("w_v_e", "r_v_e"))
+    assert all(len(circuit.signals[signal].assignments) == 1 for signal in ("w_v_e", "r_v_e"))
     assert read == written + 2
 
 
 def test_the_next_pass_reads_an_element_that_a_pass_writes_two_states_later():
-    circuit = machine_of("for (int j = 0; j < 4; j++) { const int a = v[0]; s[0] = a; v[0] = a + j; }")
+    def build(v, s, j):
+        a = v[0].named("a")
+        s[0] = a
+        v[0] = a + j.to(INT)
+
+    circuit = machine_of(build)
     ((last, (_, first)),) = circuit.jumps.items()
     assert circuit.read_arrays[first] == {"v"}
     assert circuit.written[last - 1] == {"s", "v"}

@@ -19,13 +19,13 @@ from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
 from hibana.compiler.analysis.bounds import guard_products
 from hibana.compiler.backend import Backend, Kernels, kernel_class, register
 from hibana.compiler.graph.dependencies import Dependencies, dependencies_of
-from hibana.compiler.graph.objects import has_hooks
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import make_plan
 from hibana.compiler.graph.serial import structure_key
 from hibana.compiler.graph.synapses import required_residuals, with_computed_operands
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import shape_class, tensors_of
+from hibana.runtime import torch_internals
 
 SHARED_PROGRAMS = 1280
 """Maximum entries of :data:`_SHARED`."""
@@ -81,7 +81,7 @@ def remember(cell: Cell, run: Hashable, result: Any) -> None:
 
 def _is_bare(cell: Cell) -> bool:
     """Whether `cell` holds no module and has no hook."""
-    return not (cell._modules or has_hooks(cell))
+    return not (cell._modules or torch_internals.has_hooks(cell))
 
 
 def _shared_kernels(

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CALL = nn.Module._call_impl.__code__
-"""The code of torch's call of a module; a frame with it names the module."""
+from hibana.runtime import torch_internals
+
 ORIGINAL_CLASS = "_hibana_was"
 """The key of a module's original class in its ``__dict__``, after :func:`hibana.optimize` changed the
 class."""
@@ -123,7 +123,7 @@ def _innermost_call(trace: TracebackType | None) -> tuple[Any, Any]:
     call: tuple[Any, Any] = None, None
     while trace is not None:
         frame: FrameType = trace.tb_frame
-        if frame.f_code is CALL:
+        if frame.f_code is torch_internals.MODULE_CALL:
             arguments = frame.f_locals.get("args") or (None,)
             call = frame.f_locals.get("self"), arguments[0]
         trace = trace.tb_next

@@ -25,6 +25,7 @@ from hibana.nn.over_steps import JoinedNetwork, OverSteps
 from hibana.nn.running import Stateful
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import Window
+from hibana.runtime import torch_internals
 
 __all__ = ["fold_batchnorm", "layer_name", "trace_folded"]
 
@@ -102,7 +103,7 @@ def _evaluation_copy(net: nn.Module) -> nn.Module:
     detached = {id(v): v.detach() for m in net.modules() for v in vars(m).values() if isinstance(v, Tensor)}
     evaluation_net = copy.deepcopy(net, detached).eval()
     for module in list[Any](evaluation_net.modules()):
-        for hook in list(module._forward_pre_hooks.values()):
+        for hook in torch_internals.forward_pre_hooks_of(module):
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call] # torch leaves it so
         if parametrize.is_parametrized(module):  # torch's own removal changes the class of `net` too

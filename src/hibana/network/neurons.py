@@ -57,17 +57,11 @@ class NeuronLayer:
         """Whether the output is 0 or 1 at every step."""
         return len(self.step.states) - 1 in self.binary_states
 
-    def leaf_values(self, stores: Stores) -> dict[Leaf, str | float]:
-        """For each leaf of `stores`, its number if all neurons share it, else its name."""
-        values: dict[Leaf, str | float] = {}
-        for leaf, value in leaves(stores).items():
-            if not value.is_scalar:
-                values[leaf] = str(leaf)
-            elif leaf.kind == "constant":
-                values[leaf] = self.step.constants[leaf.index]
-            else:
-                values[leaf] = float(self.parameters[leaf.index])
-        return values
+    def shared_numbers(self, stores: Stores) -> dict[Leaf, float]:
+        """The number of each leaf of `stores` that all neurons share."""
+        constants, parameters = self.step.constants, self.parameters
+        shared = (leaf for leaf, value in leaves(stores).items() if value.is_scalar)
+        return {x: float((constants if x.kind == "constant" else parameters)[x.index]) for x in shared}
 
     def matrix(self, index: int, transposed: bool) -> Tensor | Connections:
         """Matrix `index`, ``[from, to]``, or its transpose, or the synapses of a sparse matrix."""

@@ -24,7 +24,7 @@ from hibana.nn.over_steps import (
 )
 from hibana.nn.running import Stateful, evaluating
 from hibana.nn.sparse_linear import SparseLinear
-from hibana.runtime.torch_internals import tree_leaves
+from hibana.runtime import torch_internals
 from hibana.spikes.adopt import EVENT_CLASSES
 
 __all__ = ["optimize", "table"]
@@ -167,8 +167,10 @@ def _is_pruned(module: nn.Module) -> bool:
     """Whether `module` is a linear layer for inference on the CPU with few weights that are not zero."""
     if type(module) not in (nn.Linear, spikes.Linear) or module.training:
         return False
-    hooks = list(module._forward_pre_hooks.values())
-    if module._forward_hooks or not all(isinstance(hook, prune.BasePruningMethod) for hook in hooks):
+    hooks = torch_internals.forward_pre_hooks_of(module)
+    if torch_internals.has_forward_hooks(module) or not all(
+        isinstance(hook, prune.BasePruningMethod) for hook in hooks
+    ):
         return False
     for hook in hooks:
         hook(module, ())  # sets the weight to the product of the original weight with its mask
@@ -306,7 +308,7 @@ def _outputs(net: nn.Module, example: Tensor) -> list[Tensor]:
     cuda = [example.get_device()] if example.is_cuda else []
     with evaluating(net), torch.no_grad(), torch.random.fork_rng(cuda):
         torch.manual_seed(0)  # random steps draw the same numbers in each call
-        return [leaf for leaf in tree_leaves(net(example)) if isinstance(leaf, Tensor)]
+        return [leaf for leaf in torch_internals.tree_leaves(net(example)) if isinstance(leaf, Tensor)]
 
 
 def _result(net: nn.Module, example: Tensor) -> list[Tensor] | Exception:

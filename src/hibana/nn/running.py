@@ -19,7 +19,7 @@ from hibana.cells import peer_aliases as foreign
 from hibana.compiler import State, call_context
 from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.compiler.torch_layers import TORCH_LAYERS, add_hint
-from hibana.runtime.torch_internals import saved_tensor_hooks
+from hibana.runtime import torch_internals
 
 __all__ = ["LooksBack", "Stateful", "check_knows_no_time", "evaluating", "run"]
 
@@ -164,7 +164,7 @@ def run(
     >>> torch.equal(expected, torch.cat([first, second]))
     True
     """
-    if "torch._dynamo" in sys.modules:
+    if torch_internals.is_compiler_loaded():
         _exclude_from_graphs()
     run_ = _Run(_layer_names(net), state, torch.is_grad_enabled())
     try:
@@ -214,7 +214,7 @@ class _Run:
         self.names = names
         self.state = state
         self.differentiable = differentiable
-        self.hooks = saved_tensor_hooks()
+        self.hooks = torch_internals.saved_tensor_hooks()
         self.calls: dict[str, int] = {}
         self.last_states: dict[str, State] = {}
 
@@ -249,7 +249,7 @@ class _Run:
     def _is_checkpointed(self) -> bool:
         """Whether a layer is called within a checkpoint of torch that was entered during this run."""
         if (
-            hooks := saved_tensor_hooks()
+            hooks := torch_internals.saved_tensor_hooks()
         ) is not None and hooks != self.hooks:  # torch.distributed's checkpoints set them too
             return getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook.")
         frame: FrameType | None = sys._getframe(1)

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 _MODULES = {
     "nir": ("nir", "h5py"),
     "neuro": ("neo", "pynwb"),
-    "circuit": ("pycparser",),
     "play": ("bokeh", "tornado"),
     "page": ("ziglang",),
     "sound": ("soundfile",),

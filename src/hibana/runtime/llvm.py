@@ -12,11 +12,6 @@ from hibana.runtime import loops
 from hibana.runtime.loops import Constant, Definition, Operand, Result, Undefined
 from hibana.runtime.types import Type
 
-_INTEGERS = "add sub mul shl lshr ashr and or xor icmp trunc zext sext ptrtoint inttoptr getelementptr"
-_FLOATS = "fadd fsub fmul fneg fcmp"
-PURE = frozenset(f"{_INTEGERS} {_FLOATS} bitcast select insertelement shufflevector".split())
-"""Instructions that can be moved out of a loop, because they read no memory and can't fail."""
-
 _BINARY = {
     "add": ("add", "fadd"),
     "sub": ("sub", "fsub"),
@@ -45,6 +40,10 @@ _CONVERSIONS = {
     "bits": ("bitcast", "bitcast"),
     "pointer": ("inttoptr", ""),
 }
+
+_PURE = {*_BINARY, *_CONVERSIONS, "select", "neg", "address", "exists", "insert", "shuffle", "spread"}
+_PURE -= {"div", "rem", "real"}
+"""Operations that can be moved out of a loop, because they read no memory and can't fail."""
 
 _METADATA = "!0 = !{i32 1}"
 """The operand of ``!nontemporal``."""
@@ -259,7 +258,7 @@ class _Printer:
             assert type_
             arguments = ", ".join(map(self._typed, operands))
             instruction = f"call {result.type} @llvm.{operation}.{type_.mangled}({arguments})"
-        self._define(result, instruction, *operands)
+        self._define(result, instruction, *(operands if operation in _PURE else ()))
 
     def _print_call(
         self,
@@ -348,12 +347,12 @@ class _Printer:
     def _define(self, result: Result, instruction: str, *operands: Operand) -> None:
         """Prints the instruction that defines `result`, before the loops that define none of its `operands`.
 
-        It stays in its loop if it isn't pure.
+        It stays in its loop if none are given, because it reads memory or can fail.
         """
         self._count += 1
         name = self._names[result] = f"%.{self._count}"
         loops_ = len(self._lines_before_loops)
-        if loops_ and instruction.partition(" ")[0] in PURE:
+        if loops_ and operands:
             loops_ = min(loops_, max(map(self._loops, operands), default=0))
         if loops_ < len(self._lines_before_loops):
             self._lines_before_loops[loops_].append(f"  {name} = {instruction}")

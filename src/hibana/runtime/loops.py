@@ -54,19 +54,25 @@ class Parameter(Result):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Array(Result):
-    """The address of an array, or of a single number, that the surrounding program defines."""
+    """The address of an array, or of a single number, that the surrounding program defines.
+
+    Its address is known, so :attr:`type` and :attr:`array` are None.
+    """
 
     name: str = ""
-    """The expression of the array in the program's language, such as ``net->v``."""
+    owner: str = ""
+    """What C writes before the name, such as ``net->``."""
     kind: str = ""
-    """The type of its elements in that language."""
+    """C's type of its elements."""
     is_number: bool = False
     """Whether it is a single number."""
+    access: Literal["variable", "read-only", "constant"] = "variable"
+    """Whether the program writes to it, only reads it, or contains its numbers."""
 
     @property
-    def element(self) -> str:
-        """The type of its elements, without ``const``."""
-        return self.kind.removeprefix("const ")
+    def expression(self) -> str:
+        """Its expression in C, such as ``net->v``."""
+        return f"{self.owner}{self.name}"
 
 
 Operand = Constant | Lanes | Undefined | Result
@@ -82,13 +88,18 @@ class Let:
     ``real`` (of a signed integer), ``bits`` (reinterprets them), ``address`` and ``pointer`` (between
     addresses and integers), and ``exists`` (whether an address is not null). On vectors there are ``spread``,
     ``shuffle``, ``extract`` and ``insert``, which take `lanes`, and ``sum``. Any other operation is an
-    intrinsic of LLVM.
+    intrinsic of LLVM, and in C a function of ``math.h``.
     """
 
     result: Result
     operation: str
     operands: tuple[Operand, ...]
     lanes: tuple[int, ...] = ()
+
+
+def is_inversion(let: Let) -> bool:
+    """Whether an operation inverts all bits of a value: ``xor`` with -1."""
+    return let.operation == "xor" and isinstance(let.operands[1], Constant) and let.operands[1].number == -1
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -327,17 +338,18 @@ class Scratch:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Verbatim:
-    """Lines in the language of the surrounding program."""
+class Section:
+    """Runs `body`, which has a `title` for readers."""
 
-    lines: tuple[str, ...]
+    title: str
+    body: "Body"
 
 
 _Memory = Load | MaskedLoad | Gather | Store | MaskedStore | Fill | Copy | Prefetch
 _Atomic = AtomicAdd | AtomicLoad | Fence
 _Variable = Define | Read | Assign
-_Block = For | Repeat | If | Scratch
-Statement = Let | Offset | Name | Allocate | Call | Verbatim | _Memory | _Atomic | _Variable | _Block
+_Block = For | Repeat | If | Scratch | Section
+Statement = Let | Offset | Name | Allocate | Call | _Memory | _Atomic | _Variable | _Block
 Body = tuple[Statement, ...]
 
 

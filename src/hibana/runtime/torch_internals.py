@@ -1,17 +1,14 @@
-"""Private names of torch's modules, each with its purpose and its public replacement, if any.
-
-Other files read private attributes of objects where they use them: hooks of modules and tensors
-(``_forward_hooks`` and its siblings, ``_backward_hooks``), ``_non_persistent_buffers_set``, a storage's
-``_cdata``, and the code of ``Module._call_impl``.
+"""All private names of torch that hibana reads, each with its purpose and its public replacement, if any.
 
 Most entries are plain aliases, which add no time to calls and which ``torch.compile`` recognizes.
 """
 
+import sys
 from collections import OrderedDict
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
@@ -110,6 +107,51 @@ STATE = torch._C
 
 has_global_hooks: Any = torch.nn.modules.module._has_any_global_hook
 """Whether hooks are registered that each call of a module runs. No public equivalent."""
+
+MODULE_CALL = nn.Module._call_impl.__code__
+"""The code of torch's call of a module; a frame with it names the module."""
+
+
+def forward_pre_hooks_of(module: nn.Module) -> list[Any]:
+    """The hooks that run before each forward of `module`. No public equivalent."""
+    return list(module._forward_pre_hooks.values())
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether `module` has hooks that run after its forward. No public equivalent."""
+    return bool(module._forward_hooks)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of `module` runs hooks that are registered on it, or on all modules."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or has_global_hooks()
+    )
+
+
+def has_tensor_hooks(tensor: Tensor) -> bool:
+    """Whether `tensor` has hooks that read its gradient. No public equivalent."""
+    return bool(tensor._backward_hooks)
+
+
+def non_persistent_buffers(module: nn.Module) -> set[str]:
+    """The names of the buffers of `module` that its state does not contain. No public equivalent."""
+    return module._non_persistent_buffers_set
+
+
+def storage_key(tensor: Tensor) -> int:
+    """A number that is equal for tensors that share their memory, while one of them is alive."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def is_compiler_loaded() -> bool:
+    """Whether torch's compiler was imported."""
+    return "torch._dynamo" in sys.modules
+
 
 OpOverload: TypeAlias = torch._ops.OpOverload
 """Type of an ATen operator such as ``torch.ops.aten.add.Tensor``."""

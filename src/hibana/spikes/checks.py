@@ -99,7 +99,7 @@ def is_constant_over_time(inputs: Tensor) -> bool:
         return False
     if not inputs.requires_grad or not torch.is_grad_enabled():
         return True
-    if inputs._backward_hooks or inputs.retains_grad:
+    if torch_internals.has_tensor_hooks(inputs) or inputs.retains_grad:
         return False
     node = inputs.grad_fn
     while node is not None and node.name() in _VIEW_NODES:

@@ -8,7 +8,7 @@ from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 from hibana.compiler.graph.step import Value
 
-LONGEST = 60
+_LONGEST = 60
 """Maximum characters of an expression that is written in place instead of being assigned to a variable."""
 
 
@@ -21,10 +21,6 @@ class Dialect:
     """By operation, with ``{0}``, ``{1}``, … for the arguments; ``product`` also has ``{matrix}``."""
     number: str
     """An integer, ``{0}``."""
-    assignment: str = "{name} = {text}"
-    """A statement that defines a variable."""
-    boolean_assignment: str = ""
-    """A statement that defines a boolean variable, if it differs from `assignment`."""
     transposed: str = "{0}.T"
     """The transpose of the matrix ``{0}``."""
     bare: Container[str] = ()
@@ -107,11 +103,10 @@ class _Writing(Analysis[str]):
 
     def _named(self, value: Value, text: str) -> str:
         """The expression `text`, or a new variable for it if it is long or used more than once."""
-        if not self.dialect.assigns or (self.uses[value] == 1 and len(text) <= LONGEST):
+        if not self.dialect.assigns or (self.uses[value] == 1 and len(text) <= _LONGEST):
             return text
         name = self.names.get(value, f"a{len(self.lines)}")
-        template = (value.boolean and self.dialect.boolean_assignment) or self.dialect.assignment
-        self.lines.append(template.format(name=name, text=_bare(text)))
+        self.lines.append(f"{name} = {_bare(text)}")
         return name
 
 

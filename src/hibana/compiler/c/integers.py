@@ -1,4 +1,4 @@
-"""The forward pass of a step in integers of C, with bounds that prove that nothing overflows.
+"""The forward pass of a step in integers, with bounds that prove that nothing overflows.
 
 Each value is an integer times a power of two, ``n * 2^-e``, with lower and upper bounds. Sums align
 exponents, a product with a power of two changes only the exponent, ``floor`` shifts. PyTorch's floating point
@@ -6,46 +6,46 @@ is exact for such numbers, so the results are equal bit for bit.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from hibana.compiler.analysis.fixed_point import FINEST
-from hibana.compiler.analysis.text import LONGEST
 from hibana.compiler.graph.analysis import Analysis
 from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Operation, Unsupported
 from hibana.compiler.graph.passes import Stores
-from hibana.compiler.graph.step import Value
+from hibana.compiler.graph.step import Value as StepValue
+from hibana.compiler.pointwise import POINTWISE
+from hibana.runtime.kernels import BIT, INT, LONG, Code, Type, Value
 
 Bounds = tuple[int, int]
 """Lower and upper bound of the integer of a value."""
 
-_TEXT = {
-    "maximum": "({0} > {1} ? {0} : {1})",
-    "minimum": "({0} < {1} ? {0} : {1})",
-    "abs": "({0} < 0 ? -{0} : {0})",
-    "to_float": "{0}",
-    "ge 0": "({0} >> {1})",
-    "lt 0": "({0} < 0 ? ~(~{0} >> {1}) : {0} >> {1})",
+_FUNCTIONS: dict[str, Callable[..., Value]] = {
+    **POINTWISE,
+    "maximum": lambda x, y: (x > y).select(x, y),
+    "minimum": lambda x, y: (x < y).select(x, y),
+    "neg": lambda x: 0 - x,
+    "abs": lambda x: (x < 0).select(0 - x, x),
 }
-"""Forms of operations that differ from floating point; ``ge 0`` and ``lt 0`` are right shifts by ``{1}``. C99
-does not define shifts of negative integers, so they shift the complement."""
+"""The function of values for each operation on integers, which have no NaN."""
 
 
 @dataclass(frozen=True)
 class Integer:
-    """A value in C: an integer expression, bounds of the integer, and the exponent e of ``n * 2^-e``."""
+    """A value in the loop, the bounds of its integer, and the exponent e of ``n * 2^-e``."""
 
-    text: str
+    value: Value
+    """A boolean, or an integer of 32 bits, or of 64 if its bounds need them."""
     low: int
     high: int
     exponent: int = 0
 
     @property
-    def is_wide(self) -> bool:
-        """Whether it needs 64 bits."""
-        return self.low <= -(2**31) or self.high >= 2**31
+    def type(self) -> Type:
+        """The type that holds its integer: 32 bits, or 64 if the bounds need them."""
+        return _type_of(self.low, self.high)
 
     @property
     def is_boolean(self) -> bool:
@@ -57,104 +57,134 @@ class Integer:
         """The number of a constant; None for other values."""
         return Fraction(self.low, 2**self.exponent) if self.low == self.high else None
 
-    def with_exponent(self, exponent: int) -> "Integer":
-        """The same number with a larger exponent."""
-        factor = 1 << (exponent - self.exponent)
-        if factor == 1:
-            return self
-        scaled = Integer("", self.low * factor, self.high * factor, exponent)
-        text = f"({'(int64_t)' if scaled.is_wide else ''}{self.text} * {factor})"
-        return replace(scaled, text=f"({scaled.low})" if self.low == self.high else text)
+    @property
+    def truth(self) -> Value:
+        """Whether it is not zero."""
+        return self.value if self.value.type == BIT else self.value.differs(0)
+
+    @property
+    def opposite(self) -> Value:
+        """Whether it is zero."""
+        return ~self.value if self.value.type == BIT else self.value.equals(0)
+
+    def of(self, type_: Type) -> Value:
+        """Its integer in the type `type_`."""
+        is_extended = (self.value.type, type_) == (INT, LONG)
+        return self.value.signed_to(LONG) if is_extended else self.value.to(type_)
 
 
-def integer_statements(
-    stores: Stores, leaf_values: Mapping[Leaf, str | float], bounds: Mapping[Leaf, Bounds]
-) -> tuple[list[str], dict[Leaf, Integer], int]:
-    """The body of a loop over neurons that computes `stores`, their expressions, and the largest integer.
+def integer_results(
+    code: Code, stores: Stores, leaves: Mapping[Leaf, Value | float], bounds: Mapping[Leaf, Bounds]
+) -> tuple[dict[Leaf, Integer], int]:
+    """Adds the operations that compute `stores` to `code`; returns their results, and the largest integer.
 
     Args:
+        code: the loop over neurons.
         stores: the values to compute.
-        leaf_values: the C expression of each leaf, or its number if all neurons share it.
-        bounds: of the leaves.
+        leaves: the value of each leaf, or its number if all neurons share it.
+        bounds: of the leaves that have a value.
 
     Raises:
         Unsupported: if an operation has no form in integers, a constant is no multiple of 2^-24, or an
             integer does not fit in 64 bits.
     """
-    writing = _Writing(leaf_values, bounds)
-    results = dict(zip(stores, writing.run(stores.values()), strict=True))
-    largest = max((max(-value.low, value.high) for value in writing.results.values()), default=0)
-    return writing.lines, results, largest
+    building = _Building(code, leaves, bounds)
+    results = dict(zip(stores, building.run(stores.values()), strict=True))
+    return results, max((max(-value.low, value.high) for value in building.results.values()), default=0)
 
 
-class _Writing(Analysis[Integer]):
-    """Collects the statements of one loop body; its results are expressions."""
+class _Building(Analysis[Integer]):
+    """Builds the operations of one loop body."""
 
-    def __init__(self, leaves: Mapping[Leaf, str | float], bounds: Mapping[Leaf, Bounds]) -> None:
+    def __init__(
+        self, code: Code, leaves: Mapping[Leaf, Value | float], bounds: Mapping[Leaf, Bounds]
+    ) -> None:
         super().__init__()
-        self.leaves, self.bounds = leaves, bounds
-        self.lines: list[str] = []
+        self.code, self.leaves, self.bounds = code, leaves, bounds
 
-    def on_number(self, value: Value) -> Integer:
-        """The expression of a number, which must be a multiple of 2^-24."""
-        return _constant(float(value.data))
+    def on_number(self, value: StepValue) -> Integer:
+        """A number, which must be a multiple of 2^-24."""
+        return self._constant(float(value.data))
 
-    def leaf(self, value: Value) -> Integer:
-        """The expression of a leaf with its bounds, or the constant that stands for it."""
-        expression = self.leaves[value.leaf]
-        if isinstance(expression, str):
-            return Integer(expression, *self.bounds[value.leaf])
-        return _constant(expression)
+    def leaf(self, value: StepValue) -> Integer:
+        """The value of a leaf with its bounds, or the constant that stands for it."""
+        leaf = self.leaves[value.leaf]
+        return Integer(leaf, *self.bounds[value.leaf]) if isinstance(leaf, Value) else self._constant(leaf)
 
-    def operation(self, value: Value, row: Operation, args: list[Integer]) -> Integer:
-        """The result of an operation with its bounds, usually as a new variable of C."""
+    def operation(self, value: StepValue, row: Operation, args: list[Integer]) -> Integer:
+        """The result of an operation with its bounds."""
         if row.name == "floor":
             return self._floor(args[0])
+        if row.name == "to_float":
+            return args[0]
+        if row.name == "to_bool":
+            return Integer(args[0].truth, 0, 1)
         if row.name == "mul":
-            return self._named(self._product(row, *args))
+            return self._product(row, *args)
         if not row.boolean and (not row.integer or row.bounds is None):
             raise Unsupported(f"operation {row.name!r} has no form in integers")
         if row.name == "sub" and args[0].number == 1 and args[1].is_boolean:
-            return replace(args[1], text=f"(!{args[1].text})", low=0, high=1)
+            return Integer(args[1].opposite, 0, 1)
         exponent = max(arg.exponent for arg in args[-2:])
-        args = [*args[:-2], *(arg.with_exponent(exponent) for arg in args[-2:])]
-        result = self._result(row, args, exponent)
-        if (tight := self._leak_bounds(value, result)) is not None:
-            result = replace(result, low=tight[0], high=tight[1])
-        return self._named(result)
+        args = [*args[:-2], *(self._scaled(arg, exponent) for arg in args[-2:])]
+        return self._computed(row, args, exponent, self._leak_bounds(value, exponent))
 
-    def _result(self, row: Operation, args: list[Integer], exponent: int) -> Integer:
-        """The expression and the bounds of the operation `row` on `args`, whose exponents are equal.
+    def _computed(
+        self, row: Operation, args: list[Integer], exponent: int, tighter: Bounds | None = None
+    ) -> Integer:
+        """The result of the operation `row` on `args`, whose exponents are equal.
 
-        `exponent` is that of the result e: its number is ``n * 2^-e`` for the integer n.
+        `exponent` is that of the result e: its number is ``n * 2^-e`` for the integer n. `tighter` are
+        bounds of the result, if closer ones than those of the operation are known.
         """
-        bounds = (0, 1) if row.boolean or row.bounds is None else row.bounds(*((a.low, a.high) for a in args))
-        result = Integer("", int(bounds[0]), int(bounds[1]), 0 if row.boolean else exponent)
-        cast = "(int64_t)" if result.is_wide and row.name in ("add", "sub", "mul") else ""
-        texts = [f"{cast}{args[0].text}", *(arg.text for arg in args[1:])]
-        return replace(result, text=_TEXT.get(row.name, row.c).format(*texts))
+        function = _FUNCTIONS[row.name]
+        if row.boolean:
+            operands = [arg.truth if row.takes_booleans else arg.of(_widest(args)) for arg in args]
+            return Integer(function(*operands), 0, 1)
+        assert row.bounds is not None
+        low, high = map(int, row.bounds(*((arg.low, arg.high) for arg in args)))
+        conditions, numbers = (args[:1], args[1:]) if row.name == "where" else ([], args)
+        type_ = LONG if LONG in (_widest(numbers), _type_of(low, high)) else INT
+        result = function(*(arg.truth for arg in conditions), *(arg.of(type_) for arg in numbers))
+        return self._named(result, *(tighter or (low, high)), exponent)
 
     def _product(self, row: Operation, one: Integer, other: Integer) -> Integer:
         """The product of two values; a selection if one of them is a boolean."""
         exponent = one.exponent + other.exponent
-        result = self._result(row, [one, other], exponent)
         for first, second in ((one, other), (other, one)):
             if first.is_boolean and first.number is None:
-                return replace(result, text=f"({first.text} ? {second.text} : 0)")
+                if second.is_boolean:
+                    return Integer(first.truth & second.truth, 0, 1)
+                low, high = min(0, second.low), max(0, second.high)
+                return self._named(first.truth.select(second.of(second.type), 0), low, high, exponent)
             if first.low == first.high == 1:
                 return replace(second, exponent=exponent)
-        return result
+        return self._computed(row, [one, other], exponent)
 
     def _floor(self, one: Integer) -> Integer:
-        """The floor of the fixed-point number `one`, an integer divided by ``2^exponent``, by a shift."""
+        """The floor of the fixed-point number `one`, an integer divided by ``2^exponent``, by a shift.
+
+        C99 does not define shifts of negative integers, so these shift the complement.
+        """
         if one.exponent <= 0:
             return one
-        text = _TEXT["lt 0" if one.low < 0 else "ge 0"].format(self._named(one).text, one.exponent)
-        return self._named(Integer(text, one.low >> one.exponent, one.high >> one.exponent))
+        x, places = one.of(one.type), one.exponent
+        shifted = x >> places if one.low >= 0 else (x < 0).select(~(~x >> places), x >> places)
+        return self._named(shifted, one.low >> places, one.high >> places)
 
-    def _leak_bounds(self, value: Value, result: Integer) -> Bounds | None:
+    def _scaled(self, one: Integer, exponent: int) -> Integer:
+        """The same number with a larger exponent."""
+        factor = 1 << (exponent - one.exponent)
+        if factor == 1:
+            return one
+        low, high = one.low * factor, one.high * factor
+        if low == high:
+            return self._integer_constant(low, exponent)
+        return Integer(one.of(_type_of(low, high)) * factor, low, high, exponent)
+
+    def _leak_bounds(self, value: StepValue, exponent: int) -> Bounds | None:
         """Bounds of ``v - floor(v c + h)`` for c from 0 to 1, which increases with v; else None."""
-        if value.op != "sub" or value.args[1].op != "floor" or result.exponent:
+        if value.op != "sub" or value.args[1].op != "floor" or exponent:
             return None
         (inner,) = value.args[1].args
         product, *added = inner.args if inner.op == "add" else (inner,)
@@ -168,23 +198,32 @@ class _Writing(Analysis[Integer]):
         low, high = (end - math.floor(end * factor + half) for end in (before.low, before.high))
         return low, high
 
-    def _named(self, result: Integer) -> Integer:
-        """`result` assigned to a variable, unless it is a name, a number or a short boolean."""
-        if result.low <= -(2**63) or result.high >= 2**63:
+    def _named(self, value: Value, low: int, high: int, exponent: int = 0) -> Integer:
+        """The integer `value` with its bounds, as a constant of the loop body."""
+        if low <= -(2**63) or high >= 2**63:
             raise Unsupported("a number of the step does not fit in 64 bits")
-        is_short = result.is_boolean and len(result.text) <= LONGEST
-        if is_short or result.text.isidentifier() or result.text.strip("(-)").isdecimal():
-            return result
-        name = f"a{len(self.lines)}"
-        self.lines.append(f"const {'int64_t' if result.is_wide else 'int32_t'} {name} = {result.text};")
-        return replace(result, text=name)
+        if low == high:
+            return self._integer_constant(low, exponent)
+        return Integer(value.to(_type_of(low, high)).named("a"), low, high, exponent)
+
+    def _constant(self, number: float) -> Integer:
+        """The constant `number`, a multiple of 2^-24."""
+        exact = Fraction(number)
+        exponent = exact.denominator.bit_length() - 1
+        if exponent > FINEST:
+            raise Unsupported(f"{number:g} is no integer, nor a multiple of 2^-{FINEST}")
+        return self._integer_constant(exact.numerator, exponent)
+
+    def _integer_constant(self, number: int, exponent: int) -> Integer:
+        """The constant `number` times ``2^-exponent``."""
+        return Integer(self.code.constant(number, _type_of(number, number)), number, number, exponent)
 
 
-def _constant(number: float) -> Integer:
-    """The constant `number`, a multiple of 2^-24."""
-    exact = Fraction(number)
-    exponent = exact.denominator.bit_length() - 1
-    if exponent > FINEST:
-        raise Unsupported(f"{number:g} is no integer, nor a multiple of 2^-{FINEST}")
-    text = f"{exact.numerator}" if number >= 0 else f"({exact.numerator})"
-    return Integer(text, exact.numerator, exact.numerator, exponent)
+def _type_of(low: int, high: int) -> Type:
+    """The type of integers from `low` to `high`."""
+    return LONG if low <= -(2**31) or high >= 2**31 else INT
+
+
+def _widest(integers: list[Integer]) -> Type:
+    """The type that holds each of the `integers`."""
+    return LONG if any(one.type == LONG for one in integers) else INT

@@ -1,4 +1,4 @@
-"""The forward pass of a step as statements of C, in stages that matrix products separate.
+"""The forward pass of a step for programs in C, in stages that matrix products separate.
 
 A stage is the body of a loop over neurons. Only operands and results of matrix products are stored between
 stages; a later stage computes all other values again, with the same bits.
@@ -9,19 +9,10 @@ import math
 from dataclasses import dataclass
 
 from hibana.compiler.analysis.binary import Integers, States
-from hibana.compiler.analysis.text import Dialect, templates
 from hibana.compiler.graph.analysis import Rewriting, reachable
 from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.passes import Stores, forward_pass
 from hibana.compiler.graph.step import Step, Value
-
-
-def dialect(real: str) -> Dialect:
-    """The forms of operations in C, for numbers of type `real`: ``"float"`` or ``"double"``."""
-    suffix = "f" if real == "float" else ""
-    forms = {n: c.replace("REAL", real).replace("@", suffix) for n, c in templates("c").items()}
-    definition = f"const {real} {{name}} = {{text}};"
-    return Dialect("C", forms, f"{{0}}.0{suffix}", definition, "const int {name} = {text};")
 
 
 def literal(number: float, kind: str) -> str:
@@ -72,7 +63,7 @@ def split_products(step: Step, binary: States) -> tuple[list[Product], Stores]:
 def library_functions(stores: Stores) -> set[str]:
     """The operations in `stores` whose results depend on the C library: functions except square roots."""
     rows = (value.operation for value in reachable(stores.values()) if value.is_call)
-    return {row.name for row in rows if row is not None and row.c and row.libm != "sqrt"}
+    return {row.name for row in rows if row is not None and row.libm != "sqrt"}
 
 
 def operation_count(stores: Stores) -> int:

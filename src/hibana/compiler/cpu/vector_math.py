@@ -5,10 +5,10 @@ float64 and rounded once.
 """
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 
 from hibana.compiler.draws import LARGEST_RATE
+from hibana.compiler.pointwise import POINTWISE
 from hibana.runtime.kernels import DOUBLE, Code, Function, Value, external_function
 
 VECTOR = 8
@@ -51,48 +51,7 @@ def poisson(code: Code, u: Value, rate: Value, p_zero: Value) -> Value:
     return is_valid.select(count.value, math.nan)
 
 
-def _extreme(x: Value, y: Value, is_first: Value) -> Value:
-    """`x` where `is_first` is true or `x` is NaN, else `y`; of zeros with different signs it is `y`."""
-    return (is_first | x.differs(x)).select(x, y)
-
-
-def _intrinsic(name: str) -> Callable[..., Value]:
-    """The function of vectors that LLVM's intrinsic `name` computes."""
-    return lambda *vectors: vectors[0].call(name, *vectors[1:])
-
-
-IN_BLOCK: dict[str, Callable[..., Value]] = {
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "lt": operator.lt,
-    "le": operator.le,
-    "eq": Value.equals,
-    "ne": Value.differs,
-    "and": operator.and_,
-    "or": operator.or_,
-    "xor": operator.xor,
-    "not": operator.invert,
-    "to_bool": lambda x: x.differs(0),
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "neg": operator.neg,
-    "abs": abs,
-    "root": _intrinsic("sqrt"),
-    "floor": _intrinsic("floor"),
-    "ceil": _intrinsic("ceil"),
-    "trunc": _intrinsic("trunc"),
-    "round": _intrinsic("roundeven"),
-    "maximum": lambda x, y: _extreme(x, y, x > y),
-    "minimum": lambda x, y: _extreme(x, y, x < y),
-    "sign": lambda x: (x > 0).select(x.lift(1), 0) - (x < 0).select(x.lift(1), 0),
-    "copysign": _intrinsic("copysign"),
-    "fma": _intrinsic("fma"),
-    "fmod": operator.mod,
-    "where": Value.select,
-    "exp": exp_of_float32,
-}
+IN_BLOCK: dict[str, Callable[..., Value]] = {**POINTWISE, "exp": exp_of_float32}
 """The function of vectors for each operation that a block of neurons computes itself."""
 
 

@@ -30,7 +30,6 @@ from hibana.compiler.graph.objects import (
     contents,
     does_not_change,
     exact,
-    has_hooks,
     is_numpy_scalar,
     never_changes,
     reads_state,
@@ -39,6 +38,7 @@ from hibana.compiler.graph.objects import (
     traced_kind,
 )
 from hibana.compiler.graph.ops import Unsupported
+from hibana.runtime import torch_internals
 
 _UNREAD = frozenset(vars(nn.Module())) | {CACHE_ATTRIBUTE}
 """Attributes of a module that no step computes with."""
@@ -222,7 +222,7 @@ class Dependencies:
         if isinstance(value, nn.Module | ModuleType | type):
             path = value.__name__ if isinstance(value, ModuleType) else path
             self._namespaces.append(_Namespace(index, path, value, _attributes(value, kind, dict(parts))))
-            if isinstance(value, nn.Module) and has_hooks(value):
+            if isinstance(value, nn.Module) and torch_internals.has_hooks(value):
                 raise Unsupported(f"hooks on {type(value).__name__} are to run at each step")
             return
         if isinstance(value, FunctionType):

@@ -72,7 +72,7 @@ def sharing_memory(node: fx.Node) -> list[fx.Node]:
 
 def _memory_of(node: fx.Node) -> int:
     """The address of the storage of the tensor of `node`."""
-    return int(node.meta["val"].untyped_storage()._cdata)
+    return torch_internals.storage_key(node.meta["val"])
 
 
 class Matrices:

@@ -149,7 +149,7 @@ def contents(value: Any) -> tuple[Hashable, Mapping[Any, Any]] | None:
     if isinstance(value, nn.Module):
         # parameters and buffers separately, since hibana.cells.ranges distinguishes them
         tensors = _tensor_properties(value._parameters), _tensor_properties(value._buffers)
-        return (value.training, has_hooks(value), *tensors), {**vars(value), **value._modules}
+        return (value.training, torch_internals.has_hooks(value), *tensors), {**vars(value), **value._modules}
     if kind is types.ModuleType:
         return Identity(value), vars(value)
     if isinstance(value, type):
@@ -187,17 +187,6 @@ def snapshot(value: Any, names: Iterable[str] | None = None) -> Hashable:
     properties, parts = described
     values = parts.values() if names is None else [parts.get(name, MISSING) for name in names]
     return type(value), properties, *parts, *map(id, values)
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of `module` runs hooks that are registered on it, or on all modules."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or torch_internals.has_global_hooks()
-    )
 
 
 def _tensor_properties(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:

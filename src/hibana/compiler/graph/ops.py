@@ -36,8 +36,6 @@ class Operation:
     """Its form in equations. Like all forms it is a template, with ``{0}``, ``{1}``, … for the arguments."""
     triton: str = ""
     """Triton: ``REAL`` is the number type, ``DIVIDED`` and ``ROOT`` a quotient and root as in IEEE 754."""
-    c: str = ""
-    """C99; ``REAL`` is the number type, ``@`` the suffix of its literals and functions."""
     onnx: str = ""
     """ONNX's operator, or two operators, to apply one after the other."""
     aten: tuple[str, ...] = ()
@@ -110,21 +108,21 @@ def _opposite(a: Interval) -> Interval:
 def _binary(name: str, sign: str, **columns: Any) -> Operation:
     """The row of an arithmetic operation of two numbers, written with `sign` between them."""
     text = f"({{0}} {sign} {{1}})"
-    columns = {"triton": text, "c": text, **columns}
+    columns = {"triton": text, **columns}
     return Operation(name, 2, text, onnx=name.capitalize(), **columns)
 
 
 def _comparison(name: str, sign: str, onnx: str) -> Operation:
-    """The row of a comparison, which is `sign` in Python, Triton and C."""
+    """The row of a comparison, which is `sign` in Python and Triton."""
     text = f"({{0}} {sign} {{1}})"
-    return Operation(name, 2, text, text, text, onnx, (name,), boolean=True)
+    return Operation(name, 2, text, text, onnx, (name,), boolean=True)
 
 
-def _logical(name: str, text: str, triton: str, c: str) -> Operation:
-    """The row of an operation on booleans, with its form in equations, Triton and C."""
+def _logical(name: str, text: str, triton: str) -> Operation:
+    """The row of an operation on booleans, with its form in equations and Triton."""
     aten, eager = (f"logical_{name}", f"bitwise_{name}"), getattr(torch, f"logical_{name}")
     columns: Any = {"boolean": True, "takes_booleans": True, "eager": eager}
-    return Operation(name, text.count("{"), text, triton, c, name.capitalize(), aten, **columns)
+    return Operation(name, text.count("{"), text, triton, name.capitalize(), aten, **columns)
 
 
 def _extreme(name: str, sign: str, **columns: Any) -> Operation:
@@ -134,17 +132,17 @@ def _extreme(name: str, sign: str, **columns: Any) -> Operation:
     in torch it depends on their position in the tensor.
     """
     triton = f"tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
-    c, short = f"({{0}} {sign} {{1}} || {{0}} != {{0}} ? {{0}} : {{1}})", name[:3]
-    row = Operation(name, 2, f"{short}({{0}}, {{1}})", triton, c, short.capitalize(), (name,))
+    short = name[:3]
+    row = Operation(name, 2, f"{short}({{0}}, {{1}})", triton, short.capitalize(), (name,))
     pick = max if name == "maximum" else min
     bounds: Any = lambda a, b: (pick(a[0], b[0]), pick(a[1], b[1]))  # noqa: E731
     return replace(row, energy="addition", integer=True, finite=True, bounds=bounds, **columns)
 
 
-def _function(name: str, function: str, triton: str, n: int = 1, **columns: Any) -> Operation:
-    """The row of an operation of `n` numbers that C's function `function` computes."""
+def _function(name: str, triton: str, n: int = 1, **columns: Any) -> Operation:
+    """The row of an operation of `n` numbers that is written as a function."""
     plain = ", ".join(f"{{{i}}}" for i in range(n))
-    row = Operation(name, n, f"{name}({plain})", triton, f"{function}@({plain})", aten=(name,))
+    row = Operation(name, n, f"{name}({plain})", triton, aten=(name,))
     return replace(row, **columns)
 
 
@@ -156,8 +154,7 @@ def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns
     """The row of an operation that a function of the libraries MKL or libm computes for a row of neurons."""
     text = f"{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
     triton = f"libdevice.{text}" if (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA else ""
-    c = text.replace(name, f"{libm}@", 1) if libm else ""
-    row = Operation(name, arity, text, triton, c, aten=(name,), call=True, mkl=mkl, libm=libm)
+    row = Operation(name, arity, text, triton, aten=(name,), call=True, mkl=mkl, libm=libm)
     return replace(row, effort=8.0, energy="multiplication", **columns)
 
 
@@ -177,16 +174,16 @@ OPERATIONS: dict[str, Operation] = {
         _comparison("le", "<=", "LessOrEqual"),
         _comparison("eq", "==", "Equal"),
         _comparison("ne", "!=", "Equal Not"),
-        _logical("and", "({0} and {1})", "({0} & {1})", "({0} && {1})"),
-        _logical("or", "({0} or {1})", "({0} | {1})", "({0} || {1})"),
-        _logical("xor", "({0} xor {1})", "({0} ^ {1})", "({0} != {1})"),
-        _logical("not", "(not {0})", "(~{0})", "(!{0})"),
+        _logical("and", "({0} and {1})", "({0} & {1})"),
+        _logical("or", "({0} or {1})", "({0} | {1})"),
+        _logical("xor", "({0} xor {1})", "({0} ^ {1})"),
+        _logical("not", "(not {0})", "(~{0})"),
         _with(
-            Operation("to_bool", 1, _NE, _NE, _NE, "Cast"),
+            Operation("to_bool", 1, _NE, _NE, "Cast"),
             **{"eager": lambda x: x != 0, "boolean": True, "takes_booleans": True},
         ),
         _with(
-            Operation("to_float", 1, "[{0}]", "{0}.to(tl.REAL)", "(REAL)({0})", "Cast"),
+            Operation("to_float", 1, "[{0}]", "{0}.to(tl.REAL)", "Cast"),
             **{"eager": _same, "takes_booleans": True, "bounds": _same},
             **{"integer": True, "finite": True, "linear": True},
         ),
@@ -198,39 +195,38 @@ OPERATIONS: dict[str, Operation] = {
         ),
         _binary("div", "/", triton="DIVIDED", effort=0.5, linear=True, **_PRODUCT),
         _with(
-            Operation("neg", 1, "(-{0})", "(-{0})", "(-{0})", "Neg", ("neg",)),
+            Operation("neg", 1, "(-{0})", "(-{0})", "Neg", ("neg",)),
             **{"bounds": _opposite, "zero_at_zero": True, "linear": True} | _PRESERVING,
         ),
         _with(
-            _function("abs", "fabs", "tl.abs({0})", onnx="Abs", **_PRESERVING),
+            _function("abs", "tl.abs({0})", onnx="Abs", **_PRESERVING),
             bounds=lambda a: (max(0, a[0], -a[1]), max(-a[0], a[1])),
         ),
         _with(
-            _function("root", "sqrt", "ROOT", text="sqrt({0})", onnx="Sqrt", aten=(), eager=torch.sqrt),
+            _function("root", "ROOT", text="sqrt({0})", onnx="Sqrt", aten=(), eager=torch.sqrt),
             **{"effort": 0.5} | _PRODUCT,
         ),
-        _function("floor", "floor", "tl.floor({0})", onnx="Floor", finite=True),
-        _function("ceil", "ceil", "tl.ceil({0})", onnx="Ceil", finite=True),
-        _function("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))", finite=True),
-        _function("round", "roundeven", "", c="rint@({0})", onnx="Round", aten=(), finite=True),
+        _function("floor", "tl.floor({0})", onnx="Floor", finite=True),
+        _function("ceil", "tl.ceil({0})", onnx="Ceil", finite=True),
+        _function("trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))", finite=True),
+        _function("round", "", onnx="Round", aten=(), finite=True),
         _extreme("maximum", ">", on_booleans="or", eager=lambda x, y: _first_if(x > y, x, y)),
         _extreme("minimum", "<", on_booleans="and", eager=lambda x, y: _first_if(x < y, x, y)),
         _with(
             Operation("sign", 1, "sign({0})", onnx="Sign", aten=("sign", "sgn"), finite=True),
             triton="(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
-            c="(REAL)(({0} > 0) - ({0} < 0))",
         ),
-        _function("copysign", "copysign", "", 2, finite=True),
+        _function("copysign", "", 2, finite=True),
         _with(
-            _function("fma", "fma", "", 3, aten=(), linear=True, finite=True, **_PRODUCT),
+            _function("fma", "", 3, aten=(), linear=True, finite=True, **_PRODUCT),
             eager=lambda x, y, z: torch.addcmul(z, x, y),
         ),
         _with(
-            Operation("fmod", 2, "fmod({0}, {1})", c="fmod@({0}, {1})", effort=8.0),
+            Operation("fmod", 2, "fmod({0}, {1})", effort=8.0),
             **{"aten": ("fmod",)} | _PRODUCT,
         ),
         _with(
-            Operation("where", 3, "({1} if {0} else {2})", c="({0} ? {1} : {2})", onnx="Where"),
+            Operation("where", 3, "({1} if {0} else {2})", onnx="Where"),
             **{"triton": "tl.where({0}, {1}, {2})", "takes_booleans": True, "integer": True},
             **{"bounds": lambda _, a, b: (min(a[0], b[0]), max(a[1], b[1]))},
             **{"finite": True, "linear": True},
@@ -266,14 +262,14 @@ OPERATIONS: dict[str, Operation] = {
         _call("atan2", 2, sleef="atan2", libm="atan2"),
         _call("hypot", 2, sleef="hypot", libm="hypot"),
         _with(
-            _call("sigmoid", hibana=True, c="(1.0@ / (1.0@ + exp@(-{0})))", onnx="Sigmoid"),
+            _call("sigmoid", hibana=True, onnx="Sigmoid"),
             **{"finite": True, "expansion": ("div", "1", ("add", "1", ("exp", ("neg", "{0}"))))},
         ),
         _with(
-            _call("softplus", hibana=True, c="log1p@(exp@({0}))", onnx="Softplus", aten=()),
+            _call("softplus", hibana=True, onnx="Softplus", aten=()),
             eager=functional.softplus,
         ),
-        _call("elu", hibana=True, c="expm1@({0})", aten=(), eager=functional.elu),
+        _call("elu", hibana=True, aten=(), eager=functional.elu),
     )
 }
 

@@ -238,7 +238,7 @@ class _Recorder(TorchDispatchMode):
     def node(self, tensor: Tensor) -> fx.Node:
         """The node of `tensor`, which is added for an alias and for a tensor from outside the step."""
         if id(tensor) not in self.nodes:
-            source = self.storages.get(tensor.untyped_storage()._cdata)
+            source = self.storages.get(torch_internals.storage_key(tensor))
             if source is not None:  # such as `.data`, which is no ATen operation
                 self._name(tensor, self.graph.call_function(_alias(tensor, source), (source,)))
             elif tensor.requires_grad:
@@ -283,7 +283,7 @@ class _Recorder(TorchDispatchMode):
         """Stores the `node` of the graph that computes `tensor`, and keeps both alive."""
         node.meta["val"] = tensor
         self.nodes[id(tensor)] = node
-        self.storages[tensor.untyped_storage()._cdata] = node
+        self.storages[torch_internals.storage_key(tensor)] = node
         self.alive.append(tensor)
 
 

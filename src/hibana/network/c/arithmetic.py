@@ -1,16 +1,15 @@
-"""The arithmetic of a C program: types of its numbers, their literals, and the C form of a neuron's step."""
+"""The arithmetic of a C program: types of its numbers, and the operations of a neuron's step."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from hibana.compiler.analysis.text import statements
-from hibana.compiler.c.integers import Bounds, Integer, integer_statements
-from hibana.compiler.c.source import dialect, literal
+from hibana.compiler.c.floats import float_results
+from hibana.compiler.c.integers import Bounds, Integer, integer_results
 from hibana.compiler.graph.leaf import INPUT, OPERAND, Leaf
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.passes import Stores
+from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
 from hibana.network.layers import LAYERS
@@ -18,6 +17,8 @@ from hibana.network.layers.sliding import sliding_window
 from hibana.network.neurons import NeuronLayer, trace_layer
 from hibana.network.node import Node, in_order
 from hibana.network.synapses import by_output
+from hibana.runtime.kernels import DOUBLE, FLOAT, INT, Code, Value
+from hibana.runtime.loops import Result
 from hibana.spikes.sparse import Connections
 
 __all__ = ["Arithmetic", "FloatArithmetic", "IntegerArithmetic"]
@@ -36,18 +37,22 @@ class FloatArithmetic:
             raise Unsupported(f"C programs compute in float32 or float64, got {dtype}")
         self.kind = self.input = "float" if dtype == torch.float32 else "double"
         """C's types of sums and states, and of the inputs."""
+        self.type = FLOAT if dtype == torch.float32 else DOUBLE
+        """The type of sums and states."""
         self.guards = _GUARDS
         """Preprocessor lines that refuse compilers with other arithmetic."""
 
-    def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[Leaf, str]]:
-        """The body of a loop over neurons that computes `stores`, and the C expression of each result.
+    def results(
+        self, code: Code, layer: NeuronLayer, stores: Stores, rows: dict[Leaf, Value]
+    ) -> dict[Leaf, Value]:
+        """Adds the operations that compute `stores` to `code`, a loop over neurons; returns their results.
 
-        Raises Unsupported, naming the layer, if an operation has no form in C.
+        `rows` are the values of the leaves that differ between neurons. Raises Unsupported, naming the layer,
+        if an operation has no form in C.
         """
-        values = layer.leaf_values(stores)
-        leaves = {n: v if isinstance(v, str) else literal(v, self.kind) for n, v in values.items()}
+        leaf_values: dict[Leaf, Value | float] = {**layer.shared_numbers(stores), **rows}
         try:
-            return statements(stores, leaves, dialect(self.kind))
+            return float_results(code, self.type, stores, leaf_values)
         except Unsupported as error:
             raise Unsupported(f"layer {layer.node.name!r}: {error}") from error
 
@@ -81,6 +86,7 @@ class IntegerArithmetic:
             f"an output times {net.output_scale:.9g} is PyTorch's. No number overflows within {steps} steps.",
         )
         self.kind, self.input = "int32_t", "uint8_t" if low >= 0 else "int8_t"
+        self.type = INT
         self.guards: tuple[str, ...] = ()
         self.bounds: dict[Node, Bounds] = {}
         """Bounds of the outputs of each layer."""
@@ -104,22 +110,38 @@ class IntegerArithmetic:
             raise Unsupported(f"layer {name!r}: a constant of {largest:,.0f} does not fit in 32 bits")
         return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
 
-    def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[Leaf, str]]:
-        """The body of a loop over neurons that computes `stores`, and the C expression of each result."""
-        lines, results, _ = self._integer_step(layer, stores, self.leaf_bounds[layer.node])
-        return lines, {leaf: value.text for leaf, value in results.items()}
+    def results(
+        self, code: Code, layer: NeuronLayer, stores: Stores, rows: dict[Leaf, Value]
+    ) -> dict[Leaf, Value]:
+        """Adds the operations that compute `stores` to `code`; as :meth:`FloatArithmetic.results`."""
+        results, _ = self._integer_step(code, layer, stores, rows, self.leaf_bounds[layer.node])
+        return {leaf: result.value for leaf, result in results.items()}
 
     def _integer_step(
-        self, layer: NeuronLayer, stores: Stores, bounds: dict[Leaf, Bounds]
-    ) -> tuple[list[str], dict[Leaf, Integer], int]:
-        """C statements in integers that compute `stores`, their expressions, and the largest integer.
+        self,
+        code: Code,
+        layer: NeuronLayer,
+        stores: Stores,
+        rows: dict[Leaf, Value],
+        bounds: dict[Leaf, Bounds],
+    ) -> tuple[dict[Leaf, Integer], int]:
+        """Adds operations on integers that compute `stores`; returns their results, and the largest integer.
 
         `bounds` are the smallest and largest value of each state, parameter and product that `stores` read.
         """
         try:
-            return integer_statements(stores, layer.leaf_values(stores), bounds)
+            return integer_results(code, stores, {**layer.shared_numbers(stores), **rows}, bounds)
         except Unsupported as error:
             raise Unsupported(f"layer {layer.node.name!r}: {error}") from error
+
+    def _bounded_step(
+        self, layer: NeuronLayer, stores: Stores, bounds: dict[Leaf, Bounds]
+    ) -> tuple[dict[Leaf, Integer], int]:
+        """The bounds of `stores`, and the largest integer, without adding operations to the program."""
+        code = Code()
+        row_leaves = (leaf for leaf, value in leaves(stores).items() if not value.is_scalar)
+        rows = {leaf: Value(code.builder, INT, Result(INT)) for leaf in row_leaves}
+        return self._integer_step(code, layer, stores, rows, bounds)
 
     def _output_bounds(self, node: Node, dtype: torch.dtype) -> Bounds:
         """The bounds of the outputs of `node`, from those of its inputs."""
@@ -147,7 +169,7 @@ class IntegerArithmetic:
         for _ in range(self.steps):
             previous = dict(bounds)
             for i, product in enumerate(layer.products):
-                vector = self._integer_step(layer, {OPERAND: product.operand}, bounds)[1][OPERAND]
+                vector = self._bounded_step(layer, {OPERAND: product.operand}, bounds)[0][OPERAND]
                 factors = (0, 1) if product.is_binary else (vector.low, vector.high)
                 weights = layer.matrix(product.matrix, product.transposed)
                 if isinstance(weights, Connections):
@@ -156,7 +178,7 @@ class IntegerArithmetic:
                     weights = by_neuron.T
                 bounds[Leaf("product", i)] = sums = self._sum_bounds(weights, None, factors)
                 self._check(layer.node, "a sum", sums)
-            _, results, largest = self._integer_step(layer, layer.stores, bounds)
+            results, largest = self._bounded_step(layer, layer.stores, bounds)
             self.largest = max(self.largest, largest)
             for leaf, value in zip(states, results.values(), strict=True):
                 state = layer.step.states[leaf.index]

@@ -1,4 +1,4 @@
-"""Lines of C: blocks, loops, comments and constant arrays."""
+"""Lines of C: blocks, comments and constant arrays."""
 
 import re
 from collections.abc import Iterable
@@ -7,17 +7,12 @@ from torch import Tensor
 
 from hibana.compiler.c.source import literal
 
-__all__ = ["array", "block", "comment_text", "each"]
+__all__ = ["array", "block", "comment_text"]
 
 
 def block(head: str, lines: Iterable[str]) -> list[str]:
     """`lines` in braces after `head`."""
     return [f"{head} {{".lstrip(), *(f"    {line}" for line in lines), "}"]
-
-
-def each(index: str, count: int | str, lines: Iterable[str]) -> list[str]:
-    """A loop around `lines`, with `index` from 0 to `count` - 1."""
-    return block(f"for (size_t {index} = 0; {index} < {count}; {index}++)", lines)
 
 
 def comment_text(text: str) -> str:
@@ -26,8 +21,8 @@ def comment_text(text: str) -> str:
     return re.sub(r"\*(?=/)|/(?=\*)|\?(?=\?)", r"\g<0> ", plain)
 
 
-def array(name: str, kind: str, values: Tensor) -> list[str]:
-    """A constant array of C's type `kind` with the numbers of `values`, and their shape in a comment."""
+def array(name: str, kind: str, values: Tensor, qualifiers: str = "const") -> list[str]:
+    """An array of C's type `kind` with the numbers of `values`, and their shape in a comment."""
     shape = "".join(f"[{side}]" for side in values.shape) if values.ndim > 1 else ""
     flat = values.detach().cpu().flatten().tolist()
     numbers = [literal(n, kind).strip("()") for n in flat]
@@ -36,4 +31,8 @@ def array(name: str, kind: str, values: Tensor) -> list[str]:
     rows = (numbers[start : start + width] for start in range(0, len(numbers), width))
     parts = (row[start : start + per_line] for row in rows for start in range(0, width, per_line))
     lines = [f"    {', '.join(part)}," for part in parts]
-    return [f"static const {kind} {name}[{len(numbers)}] = {{{shape and f' /* {shape} */'}", *lines, "};"]
+    return [
+        f"static {qualifiers} {kind} {name}[{len(numbers)}] = {{{shape and f' /* {shape} */'}",
+        *lines,
+        "};",
+    ]

@@ -1,4 +1,4 @@
-"""The C form of layers: where their numbers lie in memory, and the loops over them."""
+"""The layers of a program for one sample: where their numbers lie in memory, and the loops over them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,19 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hibana.compiler.c.source import library_functions, literal
+from hibana.compiler.c.source import library_functions
 from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.c.arithmetic import Arithmetic
-from hibana.network.c.code import each
 from hibana.network.c.memory import SIZES, Memory, index_type
-from hibana.network.c.printer import CPrinter
 from hibana.network.graph import Network
 from hibana.network.lowering import Activations, Lowering, StateArray, times
 from hibana.network.neurons import NeuronLayer
 from hibana.network.node import Node, in_order
-from hibana.runtime.kernels import INT, LONG, SHORT, Code, Doubles, Floats, Ints, Longs, Pointer, Type, Value
-from hibana.runtime.loops import Array, Parameter, Verbatim
+from hibana.runtime.kernels import (
+    BIT,
+    BYTE,
+    INT,
+    LONG,
+    SHORT,
+    Bytes,
+    Code,
+    Doubles,
+    Floats,
+    Ints,
+    Longs,
+    Pointer,
+    Type,
+    Value,
+)
+from hibana.runtime.loops import Array, Parameter, Statement
 
 __all__ = ["Emitter", "Spiking"]
 
@@ -41,7 +54,7 @@ class Emitter(Lowering):
 
     def __init__(self, network: Network, arithmetic: Arithmetic, name: str) -> None:
         self.network, self.arithmetic, self.name = network, arithmetic, name
-        self.printer, self.code, self.dtype = CPrinter(), Code(), network.dtype
+        self.code, self.dtype = Code(), network.dtype
         self.number = {"float": Floats, "double": Doubles, "int32_t": Ints}[arithmetic.kind]
         self.index = "uint16_t" if all(node.size < 1 << 16 for node in network.nodes) else "uint32_t"
         """C's type of an index of a neuron or an input."""
@@ -54,8 +67,8 @@ class Emitter(Lowering):
         self.constants: list[tuple[str, str, Tensor]] = []
         """The name, C's type, and the values of each constant array."""
         self.constant_bytes = 0
-        self.resets: list[str] = []
-        """Statements that set the state to rest."""
+        self.resets: list[Statement] = []
+        """They set the state to rest."""
         self.spiking: list[Spiking] = []
         self.functions: set[str] = set()
         """Functions of math.h that neurons call."""
@@ -69,13 +82,13 @@ class Emitter(Lowering):
         self._spike_lists: dict[Activations, tuple[Pointer, Pointer]] = {}
         """Arrays of the places of ones, and the address of their count."""
 
-    def pointer(self, name: str, kind: str) -> Pointer:
-        """The array with the C expression `name`, of numbers of C's type `kind`."""
-        return self.number(self.code.builder, Array(None, name=name, kind=kind))
+    def _pointer(self, array: Array) -> Pointer:
+        """The address of an array of numbers."""
+        return self.number(self.code.builder, array)
 
-    def _indices(self, name: str, kind: str, *, is_number: bool = False) -> Longs:
-        """The array, or the single number, with the C expression `name`, of indices of C's type `kind`."""
-        return Longs(self.code.builder, Array(None, name=name, kind=kind, is_number=is_number))
+    def number_of(self, name: str, kind: str) -> Longs:
+        """The address of a new number of the struct, an index of C's type `kind`."""
+        return Longs(self.code.builder, self.memory.add(name, kind))
 
     def array(self, pointer: Pointer) -> Array:
         """The array that `pointer` points into."""
@@ -85,7 +98,7 @@ class Emitter(Lowering):
     def constant_array(self, name: str, kind: str, values: Tensor) -> Pointer:
         """The constant array `name` of C's type `kind`, which is defined by the first call."""
         if name not in self._arrays:
-            self._arrays[name] = self.pointer(name, f"const {kind}")
+            self._arrays[name] = self._pointer(Array(None, name=name, kind=kind, access="constant"))
             self.constants.append((name, kind, values))
             self.constant_bytes += SIZES[kind] * values.numel()
         return self._arrays[name]
@@ -107,11 +120,11 @@ class Emitter(Lowering):
         name = f"{'flags' if binary else 'current'}{self.position[self._node]}{suffix}"
         if name not in self._arrays:
             kind = "uint8_t" if binary else self.arithmetic.kind
-            self._arrays[name] = self.pointer(self._output_array(name, kind, count, self._node), kind)
+            self._arrays[name] = self._pointer(self._output_array(name, kind, count, self._node))
         return self._arrays[name]
 
-    def _output_array(self, name: str, kind: str, count: int, node: Node) -> str:
-        """The C expression of a new array, for the current layer until the last layer has read `node`."""
+    def _output_array(self, name: str, kind: str, count: int, node: Node) -> Array:
+        """A new array, for the current layer until the last layer has read `node`."""
         read_later = node in self.static_nodes and any(user not in self.static_nodes for user in node.users)
         if node is self.network.output or read_later:
             return self.memory.add(name, kind, count)
@@ -124,20 +137,23 @@ class Emitter(Lowering):
         """An array of the struct, which the reset sets to `initial`, or the counter of a ring."""
         position = self.position[self._node]
         if array.kind == "counter":
-            counter = self.memory.add(f"now{position}", self._counter_type)
-            self.resets.append(f"{counter} = 0;")
-            return self._indices(counter, self._counter_type, is_number=True)
+            counter = self.number_of(f"now{position}", self._counter_type)
+            with self.code.builder.inside() as reset:
+                counter.store(0)
+            self.resets += reset
+            return counter
         if array.kind == "ring":
             self._counter_type = index_type(array.shape[0])
         name = f"{array.name}_{position}" if array.name else f"{array.kind}{position}"
         kind = "uint8_t" if array.binary else self.arithmetic.kind
-        pointer = self.pointer(self.memory.add(name, kind, initial.numel()), kind)
-        value = literal(float(initial[0]), kind)
-        if not bool((initial == initial[0]).all()):
-            constant_type = self.arithmetic.constant_type(self._node.name, initial)
-            numbers = self.constant_array(f"{self.name}_{name}_initial", constant_type, initial)
-            value = self.element(numbers, "j")
-        self.resets += each("j", initial.numel(), [f"{self.element(pointer, 'j')} = {value};"])
+        pointer = self._pointer(self.memory.add(name, kind, initial.numel()))
+        with self.code.builder.inside() as reset, self.code.loop(0, initial.numel(), name="j") as j:
+            if bool((initial == initial[0]).all()):
+                pointer[j] = float(initial[0])
+            else:
+                constant_type = self.arithmetic.constant_type(self._node.name, initial)
+                pointer[j] = self.constant_array(f"{self.name}_{name}_initial", constant_type, initial)[j]
+        self.resets += reset
         return pointer
 
     def _list_ones(self, activations: Activations) -> tuple[Pointer, Pointer]:
@@ -150,9 +166,7 @@ class Emitter(Lowering):
             lists = sum(listed.node is node for listed in self._spike_lists)
             name = f"{self.position[node]}_{lists + 1}" if lists else str(self.position[node])
             places = self._output_array(f"spikes{name}", self.index, node.size, node)
-            number = self.memory.add(f"count{name}", self.index)
-            spikes = self._indices(places, self.index)
-            count = self._indices(number, self.index, is_number=True)
+            count, spikes = self.number_of(f"count{name}", self.index), Longs(code.builder, places)
             end = code.variable(0)  # without branches, which would be mispredicted at spikes
             with code.loop(0, node.size, name="j") as j:
                 spikes[end.value] = j
@@ -160,6 +174,15 @@ class Emitter(Lowering):
             count.store(end.value)
             self._spike_lists[activations] = spikes, count
         return self._spike_lists[activations]
+
+    @contextmanager
+    def each_event(self) -> Iterator[Value]:
+        """Writes a loop over the caller's list of the inputs that are 1; yields the input."""
+        code = self.code
+        events = Longs(code.builder, Array(None, name="events", kind=self.index, access="read-only"))
+        count = Value(code.builder, LONG, Parameter(LONG, name="count"))
+        with code.loop(0, count, name="k") as k, code.when(events[k] < self.network.input.size):
+            yield events[k]
 
     @contextmanager
     def each_nonzero(self, activations: Activations) -> Iterator[tuple[Value, Value | None]]:
@@ -170,10 +193,8 @@ class Emitter(Lowering):
             with code.loop(0, count.load().named("n"), name="k") as k:
                 yield spikes[k].named("i"), None
         elif self.reads_events and activations.node is self.network.input:
-            events = self._indices("events", self.index)
-            event_count = Value(self.code.builder, LONG, Parameter(LONG, name="count"))
-            with code.loop(0, event_count, name="k") as k, code.when(events[k] < size):
-                yield events[k].named("i"), None
+            with self.each_event() as i:
+                yield i.named("i"), None
         else:
             with code.loop(0, size, name="i") as i:
                 x = numbers[i].named("x")
@@ -223,7 +244,7 @@ class Emitter(Lowering):
                 self.accumulate(out, (rows + i * size).named("row"), size, x)
         else:
             numbers, pending = self.numbers(inputs), code.variable(-1)  # a nonzero input without a second
-            kinds = [self.array(pointer).element for pointer in (rows, numbers)]
+            kinds = [self.array(pointer).kind for pointer in (rows, numbers)]
             fits_16_bits = self.number is Ints and [SIZES[kind] for kind in kinds] == [1, 1]
             with code.loop(0, count_in, name="i") as i, code.when(numbers[i].differs(0)):
                 first = pending.value.named("first")
@@ -255,38 +276,34 @@ class Emitter(Lowering):
                 out[o] = total + sum(terms[1:], terms[0])
 
     def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[Leaf, Pointer]) -> None:
-        """Writes a loop over the neurons ``j`` with the statements that compute `stores`."""
-        kind, size, element = self.arithmetic.kind, layer.node.size, self.element
-        flags = {leaf for leaf in stores if self.array(rows[leaf]).element == "uint8_t"}
+        """Writes a loop over the neurons ``j`` that computes `stores`."""
+        code, size, type_ = self.code, layer.node.size, self.arithmetic.type
+        flags = {leaf for leaf in stores if self.array(rows[leaf]).kind == "uint8_t"}
         stores = {x: (value.as_boolean or value) if x in flags else value for x, value in stores.items()}
-        statements, results = self.arithmetic.statements(layer, stores)
-        for leaf, value in stores.items():
-            needs_comparison = leaf in flags and not value.boolean
-            result = f"({results[leaf]}) != 0" if needs_comparison else results[leaf]
-            statements.append(f"{element(rows[leaf], 'j')} = {result};")
-        declarations = []
-        for leaf, value in leaves(stores).items():
-            if not value.is_row:
-                continue
-            array, place = rows.get(leaf), "j"
-            if array is None:
-                numbers = layer.parameters[leaf.index]
-                array = self.constant(numbers, f"{leaf}_")
-                place = "j" if len(numbers) == size else f"j % {len(numbers)}"
-            declarations.append(f"const {kind} {leaf} = {element(array, place, kind)};")
-        self.code.builder.add(Verbatim(tuple(each("j", size, [*declarations, *statements]))))
+        with code.loop(0, size, name="j") as j:
+            values = dict[Leaf, Value]()
+            for leaf, value in leaves(stores).items():
+                if value.is_row:
+                    array, place = rows.get(leaf), j
+                    if array is None:
+                        numbers = layer.parameters[leaf.index]
+                        array = self.constant(numbers, f"{leaf}_")
+                        place = j if len(numbers) == size else j % len(numbers)
+                    values[leaf] = array[place].named(str(leaf))
+            for leaf, result in self.arithmetic.results(code, layer, stores, values).items():
+                is_boolean = result.type == BIT
+                if leaf in flags:
+                    spike = result if is_boolean else result.differs(0)
+                    rows[leaf].of(Bytes)[j] = spike.to(BYTE)
+                else:
+                    number = result.to(INT) if is_boolean else result
+                    rows[leaf][j] = number.real(type_) if is_boolean and type_.real else number
         self.functions |= library_functions(stores)
 
-    def element(self, array: Pointer, place: str, kind: str = "") -> str:
-        """The C expression of the number of `array` at `place`, converted to `kind`."""
-        assert isinstance(array.term, Array)
-        number = f"{array.term.name}[{place}]"
-        return f"({kind}){number}" if kind not in ("", array.term.element) else number
-
-    def output(self, place: str) -> str:
-        """The C expression of the network's output at a `place` in PyTorch's order."""
+    def output(self, place: Value) -> Value:
+        """The network's output at a `place` in PyTorch's order."""
         output = self.activations[self.network.output]
         if not torch.equal(output.order, in_order(output.node.size)):
             places = self.constant_array(f"{self.name}_order", self.index, torch.argsort(output.order))
-            place = self.element(places, place)
-        return self.element(self.numbers(output), place, self.arithmetic.kind)
+            place = places.of(Longs)[place]
+        return self.numbers(output)[place]

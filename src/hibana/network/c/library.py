@@ -1,7 +1,6 @@
 """A C program as a library for Arduino, PlatformIO and ESP-IDF: one folder that serves all three."""
 
 import json
-import re
 from pathlib import Path
 
 from torch import Tensor
@@ -14,14 +13,6 @@ __all__ = ["write_library"]
 
 _VERSION = "1.0.0"
 """Version of the library in its three descriptions."""
-_FLASH = """\
-#ifdef __FLASH /* AVR: without it, constants would be copied to RAM */
-#define IN_FLASH __flash
-#else
-#define IN_FLASH
-#endif
-
-"""
 
 
 def write_library(program: CProgram, folder: Path, inputs: Tensor, expected: int) -> None:
@@ -61,7 +52,6 @@ def write_library(program: CProgram, folder: Path, inputs: Tensor, expected: int
         parent.mkdir(parents=True, exist_ok=True)
     program.write(source)
     for path, text in (
-        (source, _constants_in_flash(source.read_text(encoding="utf-8"), name)),
         (sketch, _sketch(program, inputs, expected)),
         (folder / "library.properties", "".join(f"{key}={value}\n" for key, value in properties.items())),
         (folder / "library.json", json.dumps(description, indent=2) + "\n"),
@@ -69,13 +59,6 @@ def write_library(program: CProgram, folder: Path, inputs: Tensor, expected: int
         (folder / "idf_component.yml", f'version: "{_VERSION}"\ndescription: {sentence}\n'),
     ):
         files.write(path, text.encode())
-
-
-def _constants_in_flash(source: str, name: str) -> str:
-    """The C program `source` with ``IN_FLASH`` in the types of constant arrays and of pointers to them."""
-    constant = rf"const (\w+) (?={name}_\w+\[\d+\] = |\*const \w+ = {name}_)"
-    include = f'#include "{name}.h"\n'
-    return re.sub(constant, r"const IN_FLASH \1 ", source).replace(include, f"{include}\n{_FLASH}", 1)
 
 
 def _sketch(program: CProgram, inputs: Tensor, expected: int) -> str:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hibana.runtime.loops import Array
+
 __all__ = ["SIZES", "Memory", "index_type"]
 
 SIZES = {
@@ -45,20 +47,20 @@ class Memory:
         self._fields: list[_Field] = []
         self._unions: list[list[_Field]] = []
 
-    def add(self, name: str, kind: str, count: int = 0) -> str:
-        """Adds an array, or a number, that keeps its values from step to step; returns its C expression."""
+    def add(self, name: str, kind: str, count: int = 0) -> Array:
+        """Adds an array, or a number, that keeps its values from step to step."""
         self._fields.append(_Field(name, kind, count))
-        return f"net->{name}"
+        return Array(None, name=name, owner="net->", kind=kind, is_number=count == 0)
 
-    def add_shared(self, name: str, kind: str, count: int, first: int, last: int) -> str:
-        """Adds an array that is used from node `first` to node `last` of a step; returns its expression."""
+    def add_shared(self, name: str, kind: str, count: int, first: int, last: int) -> Array:
+        """Adds an array that is used from node `first` to node `last` of a step."""
         is_free = [all(array.last_user < first for array in union) for union in self._unions]
         if not any(is_free):
             self._unions.append([])
             is_free.append(True)
         index = is_free.index(True)
         self._unions[index].append(_Field(name, kind, count, last))
-        return f"net->shared{index}.{name}"
+        return Array(None, name=name, owner=f"net->shared{index}.", kind=kind)
 
     def fields(self) -> list[tuple[str, str, int]]:
         """The name, C's type and the length of each array; the length of a number is 0."""

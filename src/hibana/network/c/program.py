@@ -1,7 +1,6 @@
 """A network as one file of C99 and a header."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.c.arithmetic import Arithmetic, FloatArithmetic, IntegerArithmetic
+from hibana.network.c.arithmetic import IntegerArithmetic
 from hibana.network.c.emitter import Spiking
-from hibana.network.c.unit import SCORES, Cost, Unit
+from hibana.network.c.source import header, source
+from hibana.network.c.unit import SCORES, Cost, build_unit
 from hibana.network.integer_network import Quantized
 from hibana.network.reader import read
 from hibana.runtime import files
 
-__all__ = ["CProgram", "Cost", "build_unit", "exact_dtype", "to_c"]
+__all__ = ["CProgram", "Cost", "exact_dtype", "to_c"]
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
     description = str(net)
     return CProgram(
         name,
-        unit.source(description),
-        unit.header(description),
+        source(unit, description),
+        header(unit, description),
         unit.arithmetic.kind,
         unit.arithmetic.input,
         unit.network.input.size,
@@ -126,16 +126,3 @@ def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
     if arithmetic.largest >= 2**53:
         raise Unsupported("net computes with numbers that no dtype of PyTorch represents exactly")
     return torch.float32 if arithmetic.largest < 2**24 else torch.float64
-
-
-def build_unit(
-    net: nn.Module, example: Tensor, name: str, scores: str, unit_class: Callable[..., Unit] = Unit
-) -> Unit:
-    """The statements of the program of `net`, which computes in integers if `net` is quantized."""
-    network = read(net, example)
-    arithmetic: Arithmetic
-    if isinstance(net, Quantized):
-        arithmetic = IntegerArithmetic(net, network, len(example), scores)
-    else:
-        arithmetic = FloatArithmetic(network.dtype)
-    return unit_class(network, arithmetic, name, scores, len(example))

@@ -25,19 +25,20 @@ __all__ = ["to_page", "webassembly"]
 _EXPORTS = """
 #include "net.h"
 
-static net_state net;
+static net_state state;
+static net_state *const net = &state;
 static uint8_t input[NET_INPUTS];
 static int32_t output[NET_OUTPUTS];
 
 void *input_at(void) {{ return input; }}
 void *output_at(void) {{ return output; }}
-void begin(void) {{ net_reset(&net); }}
+void begin(void) {{ net_reset(net); }}
 void go(int again) {{
-    net_step(&net, again ? 0 : input);
-    net_output(&net, output);
+    net_step(net, again ? 0 : input);
+    net_output(net, output);
 }}
 void *scores_at(void) {{
-    net_scores(&net, output);
+    net_scores(net, output);
     return output;
 }}
 void *spikes_at(int layer) {{
@@ -125,9 +126,7 @@ def webassembly(program: CProgram) -> bytes:
     with TemporaryDirectory() as name:
         folder = Path(name)
         source, _ = program.write(folder / "net.c")
-        (folder / "page.c").write_text(
-            _EXPORTS.format(cases=cases.replace("net->", "net.")), encoding="utf-8"
-        )
+        (folder / "page.c").write_text(_EXPORTS.format(cases=cases), encoding="utf-8")
         command = [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-freestanding", "-std=c99", "-O2"]
         command += ["-nostdlib", "-fno-builtin", "-Wl,--no-entry", "-Wl,--strip-all"]
         command += [f"-Wl,--export={exported}" for exported in EXPORTED]

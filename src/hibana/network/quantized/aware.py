@@ -28,6 +28,7 @@ from hibana.network.reader import read
 from hibana.nn.delay import fix_delays
 from hibana.nn.layers import OverTime, Recurrent, with_gradient
 from hibana.nn.sparse_linear import SparseLinear
+from hibana.runtime import torch_internals
 
 __all__ = ["QuantizationAware", "quantization_aware"]
 
@@ -116,12 +117,13 @@ class QuantizationAware(Quantized):
         for module in list(net.modules()):
             if isinstance(module, FixedCell):
                 continue
-            for name in [n for n in module._non_persistent_buffers_set if n in ("weight", "bias")]:
+            excluded = torch_internals.non_persistent_buffers(module)
+            for name in [n for n in excluded if n in ("weight", "bias")]:
                 numbers = module._buffers[name]
                 delattr(module, name)
                 assert numbers is not None
                 module.register_parameter(name, nn.Parameter(numbers, requires_grad=False))
-            module._non_persistent_buffers_set.clear()
+            excluded.clear()
         return Quantized(net, self.input_scale, self.input_range, self.output_scale, self.bits)
 
     whole = quantized  # deprecated name, for one release

@@ -1,8 +1,8 @@
 """The hardware of a circuit: memories, registers, wires, and the value of each signal in each state.
 
-Each array of the C program is a memory with one read port and one write port. An element that is read arrives
+Each array of the program is a memory with one read port and one write port. An element that is read arrives
 in the next state, and an element that is written can be read two states later. Each expression is a wire with
-as many bits as its values need. The bounds of an integer network prove that no number of the C program
+as many bits as its values need. The bounds of an integer network prove that no number of the program
 overflows its type, so casts change no number.
 """
 
@@ -11,13 +11,17 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
+from typing import Literal
 
 from hibana.compiler.graph.ops import Unsupported
 
-__all__ = ["Array", "Circuit", "Expression", "signed_bits"]
+__all__ = ["Array", "Circuit", "Expression", "Signal", "signed_bits"]
 
-_ARITHMETIC = {"+": op.add, "-": op.sub, "*": op.mul, ">>": op.rshift}
-"""C's operators of arithmetic. The results of the bounds of operands bound the result."""
+_ARITHMETIC = {"add": ("+", op.add), "sub": ("-", op.sub), "mul": ("*", op.mul), "shr": (">>", op.rshift)}
+"""Verilog's operator, and the function that gives bounds of the result from those of the operands."""
+_COMPARISONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+_LOGICAL = {"and": "&&", "or": "||"}
+"""Verilog's operators on booleans."""
 
 
 def signed_bits(low: int, high: int) -> int:
@@ -70,7 +74,7 @@ class Expression:
 
 @dataclass
 class Array:
-    """A memory: an array of the C program."""
+    """A memory: an array of the program."""
 
     name: str
     low: int
@@ -108,8 +112,20 @@ class Array:
         return Expression(f"q_{self.name}{suffix}", self.low, self.high, frozenset([f"q_{self.name}"]))
 
 
+@dataclass
+class Signal:
+    """A register, or a signal of a port of a memory."""
+
+    kind: Literal["register", "enable", "data"]
+    """In states without an assignment a register keeps its value, an enable is 0, and data is any number."""
+    at_once: bool
+    """Whether a value is valid in the state that assigns it, and not from the next state on."""
+    assignments: list[tuple[int, str, str]]
+    """The state, the bits that are assigned, such as ``[7:0]`` or empty for all, and the value."""
+
+
 class Circuit:
-    """A circuit with states in the order of the C program.
+    """A circuit with states in the order of the program.
 
     What a state computes is ready in the next state. So a statement starts a state if the current one
     computes an operand of the statement, or uses the same memory.
@@ -123,8 +139,8 @@ class Circuit:
         """The bits of each register."""
         self.numbered = 0
         """Number of registers without a name of their own; the statements after a block use its again."""
-        self.signals: dict[str, list[tuple[int, str]]] = {}
-        """For each register and each signal of a port: the states that assign to it, and the assignment."""
+        self.signals: dict[str, Signal] = {}
+        """The registers and the signals of ports, by name."""
         self.jumps: dict[int, tuple[str, int]] = {}
         """By state: a condition, and the state that follows if it is false."""
         self.state = -1
@@ -165,12 +181,31 @@ class Circuit:
         self.late |= self.written[state]
         self.jumps[state] = self.jumps[state][0], self.state
 
-    def set_signals(self, resource: str, *assignments: str) -> None:
-        """Runs Verilog's `assignments` to the register or array `resource` in the current state."""
-        self._busy.add(resource)
-        for assignment in assignments:
-            signal = assignment.split()[0].split("[")[0]
-            self.signals.setdefault(signal, []).append((self.state, assignment))
+    def read_port(self, name: str, address: str) -> None:
+        """Reads the array `name` in the current state."""
+        self._busy.add(name)
+        self._set(f"r_{name}_e", "1'b1", "enable", at_once=True)
+        self._set(f"r_{name}_a", address, "data", at_once=True)
+
+    def write_port(self, name: str, lanes: str, address: str, word: str) -> None:
+        """Writes to the array `name` in the current state."""
+        self._busy.add(name)
+        self._set(f"w_{name}_e", lanes, "enable")
+        self._set(f"w_{name}_a", address, "data")
+        self._set(f"w_{name}_d", word, "data")
+
+    def _set(
+        self,
+        name: str,
+        value: str,
+        kind: Literal["register", "enable", "data"],
+        part: str = "",
+        *,
+        at_once: bool = False,
+    ) -> None:
+        """Assigns a value to a signal, or to a part of its bits, in the current state."""
+        signal = self.signals.setdefault(name, Signal(kind, at_once, []))
+        signal.assignments.append((self.state, part, value))
 
     # Memories and registers
 
@@ -178,7 +213,7 @@ class Circuit:
         """Reads the element at `index` in the current state."""
         name, address = array.name, index.low_bits(array.address_bits)
         self.read_arrays[self.state].add(name)
-        self.set_signals(name, f"r_{name}_e = 1'b1", f"r_{name}_a = {address}")
+        self.read_port(name, address)
 
     def store(
         self, array: Array, index: Expression, values: list[Expression], enables: Sequence[str] = ("1'b1",)
@@ -194,7 +229,7 @@ class Circuit:
             lanes = f"{array.lanes}'d1 << {index.low_bits(array.lane_bits)}"
         name, address = array.name, index.low_bits(array.address_bits)
         self.written[self.state].add(name)
-        self.set_signals(name, f"w_{name}_e <= {lanes}", f"w_{name}_a <= {address}", f"w_{name}_d <= {word}")
+        self.write_port(name, lanes, address, word)
 
     def register(self, low: int, high: int, name: str = "") -> Expression:
         """A register for a number from `low` to `high`."""
@@ -212,7 +247,8 @@ class Circuit:
         (name,) = register.registers
         bits = register.bits - (register.low >= 0)
         self.wait(value, resource=name)
-        self.set_signals(name, f"{name}[{bits - 1}:0] <= {value.low_bits(bits)}")
+        self._busy.add(name)
+        self._set(name, value.low_bits(bits), "register", f"[{bits - 1}:0]")
 
     # Expressions
 
@@ -220,34 +256,35 @@ class Circuit:
         """The constant `number`."""
         return Expression("", number, number, divisor=abs(number))
 
-    def unary(self, operator: str, x: Expression) -> Expression:
-        """The result of C's operator ``!``, ``~`` or ``-``."""
-        if operator == "!":
-            return self._truth(f"!({x.truth})", x)
-        if operator == "~":
-            return self._wire(f"~{x.text}", ~x.high, ~x.low, x)
-        return self.binary("-", self.constant(0), x)
+    def inverted(self, x: Expression, *, is_boolean: bool) -> Expression:
+        """The opposite of a boolean, or an integer with all bits inverted."""
+        return self._truth(f"!({x.truth})", x) if is_boolean else self._wire(f"~{x.text}", ~x.high, ~x.low, x)
 
-    def binary(self, operator: str, left: Expression, right: Expression) -> Expression:
-        """The result of an operator of C on two integers."""
-        if operator in ("&&", "||"):
-            return self._truth(f"{left.truth} {operator} {right.truth}", left, right)
-        if operator in ("<", "<=", ">", ">=", "==", "!="):
-            bits = max(left.bits, right.bits)
+    def binary(self, operation: str, left: Expression, right: Expression) -> Expression:
+        """The result of an operation of :class:`hibana.runtime.loops.Let` on two integers or booleans."""
+        if operation in _LOGICAL:
+            return self._truth(f"{left.truth} {_LOGICAL[operation]} {right.truth}", left, right)
+        if operation == "ne" and right.number == 0:
+            return left if left.low >= 0 and left.high <= 1 else self._truth(left.truth, left)
+        if operation == "eq" and right.number == 0:
+            return self.inverted(left, is_boolean=True)
+        if operation in _COMPARISONS:
+            bits, operator = max(left.bits, right.bits), _COMPARISONS[operation]
             return self._truth(f"{left.signed(bits)} {operator} {right.signed(bits)}", left, right)
-        if operator in (">>", "/", "%") and right.number is None:
-            raise Unsupported(f"no circuit for the operator {operator} with an operand that varies")
-        if operator in ("/", "%"):
-            return self._divided(operator, left, right.low)
-        if operator == "+" and 0 in (left.number, right.number):
+        if operation in ("shr", "div", "rem") and right.number is None:
+            raise Unsupported(f"no circuit for the operation {operation} with an operand that varies")
+        if operation in ("div", "rem"):
+            return self._divided(operation, left, right.low)
+        if operation == "add" and 0 in (left.number, right.number):
             return left if right.number == 0 else right
-        ends = [_ARITHMETIC[operator](a, b) for a in (left.low, left.high) for b in (right.low, right.high)]
+        operator, bound = _ARITHMETIC[operation]
+        ends = [bound(a, b) for a in (left.low, left.high) for b in (right.low, right.high)]
         low, high = min(ends), max(ends)
-        if operator == ">>":
+        if operation == "shr":
             text = f"{left.text}[{left.bits - 1}:{min(right.low, left.bits - 1)}]"
             return self._wire(text, low, high, left)
         bits, is_slow, divisor = signed_bits(low, high), False, gcd(left.divisor, right.divisor)
-        if operator == "*":
+        if operation == "mul":
             divisor = left.divisor * right.divisor
             is_slow = not any(part.number and abs(part.number).bit_count() == 1 for part in (left, right))
         text = f"{left.signed(bits)} {operator} {right.signed(bits)}"
@@ -277,15 +314,15 @@ class Circuit:
             self.wires[text, low, high] = wire
         return self.wires[text, low, high]
 
-    def _divided(self, operator: str, index: Expression, divisor: int) -> Expression:
+    def _divided(self, operation: str, index: Expression, divisor: int) -> Expression:
         """Quotient or remainder of an index, which is not negative, by a product with the reciprocal."""
         bits = index.bits - 1
         places = bits + divisor.bit_length()
         number = self._wire(f"{{1'b0, {index.low_bits(bits)}}}", 0, (1 << bits) - 1, index)
-        product = self.binary("*", number, self.constant(-(-(1 << places) // divisor)))
-        quotient = self.binary(">>", product, self.constant(places))
-        if operator == "/":
+        product = self.binary("mul", number, self.constant(-(-(1 << places) // divisor)))
+        quotient = self.binary("shr", product, self.constant(places))
+        if operation == "div":
             return quotient
         bits = signed_bits(0, divisor - 1)
-        multiple = self.binary("*", quotient, self.constant(divisor))
+        multiple = self.binary("mul", quotient, self.constant(divisor))
         return self._wire(f"{index.signed(bits)} - {multiple.signed(bits)}", 0, divisor - 1, index, multiple)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from hibana.network.c.unit import Unit
-from hibana.network.verilog.circuit import Array, Circuit, Expression
+from hibana.network.verilog.circuit import Array, Expression, Signal
 from hibana.network.verilog.statements import Machine
 
 __all__ = ["module_text"]
@@ -18,11 +18,9 @@ def module_text(unit: Unit, machine: Machine, programs: dict[str, tuple[int, int
     inputs, outputs = unit.network.input.size, unit.network.output.size
     circuit = machine.circuit
     waits = circuit.start_state()
-    circuit.set_signals(
-        "input", "w_input_e <= s_axis_tvalid", "w_input_a <= received", "w_input_d <= s_axis_tdata"
-    )
+    circuit.write_port("input", "s_axis_tvalid", "received", "s_axis_tdata")
     sends = circuit.start_state()
-    circuit.set_signals("sent", "r_sent_e = 1'b1", "r_sent_a = place")
+    circuit.read_port("sent", "place")
     bits = circuit.start_state().bit_length()
     idle, send, show = (f"{bits}'d{state}" for state in (waits, sends, circuit.state))
     start = {name: f"{bits}'d{first}" for name, (first, _) in programs.items()}
@@ -31,7 +29,7 @@ def module_text(unit: Unit, machine: Machine, programs: dict[str, tuple[int, int
         following[number] = f"{condition} ? {following[number]} : {bits}'d{target}"
     ends = {"rest": idle, "read": start["step"], "step": send}
     following |= {last: ends[name] for name, (_, last) in programs.items()}
-    processes = [line for signal in circuit.signals for line in _process(signal, circuit, bits)]
+    processes = [line for name, signal in circuit.signals.items() for line in _process(name, signal, bits)]
     sent = circuit.arrays["sent"]
     input_bits, place_bits = circuit.arrays["input"].address_bits, sent.address_bits
     title = ["net: a spiking network in integers, written by hibana", "", *description.splitlines()]
@@ -160,20 +158,17 @@ def _constants(array: Array) -> list[str]:
     return lines
 
 
-def _process(signal: str, circuit: Circuit, bits: int) -> list[str]:
-    """The process with the assignments to `signal` in each state, a number of `bits` bits.
-
-    In other states, registers keep their value, and ports do nothing: their addresses and data do not matter.
-    """
-    *others, (state, last) = circuit.signals[signal]
-    operator = last.split()[1]
-    if signal in circuit.registers or signal.endswith("_e"):
-        others.append((state, last))
-        last = "" if signal in circuit.registers else f"{signal} {operator} 0"
+def _process(name: str, signal: Signal, bits: int) -> list[str]:
+    """The process with the assignments to the signal `name` in each state, a number of `bits` bits."""
+    operator = "=" if signal.at_once else "<="
+    lines = [(state, f"{name}{part} {operator} {value}") for state, part, value in signal.assignments]
+    default = {"register": "", "enable": f"{name} {operator} 0"}.get(signal.kind)
+    if default is None:
+        _, default = lines.pop()
     return [
-        f"always @({'*' if operator == '=' else 'posedge clk'}) case (state)",
-        *(f"    {bits}'d{number}: {assignment};" for number, assignment in others),
-        f"    default: {last};",
+        f"always @({'*' if signal.at_once else 'posedge clk'}) case (state)",
+        *(f"    {bits}'d{state}: {assignment};" for state, assignment in lines),
+        f"    default: {default};",
         "endcase",
     ]
 

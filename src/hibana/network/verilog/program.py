@@ -1,6 +1,5 @@
-"""``hb.convert.to_verilog``: an integer network as one Verilog file, from the statements of its C program."""
+"""``hb.convert.to_verilog``: an integer network as one Verilog file, from the statements of its program."""
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,7 @@ from torch import Tensor, nn
 
 from hibana.network.c.arithmetic import IntegerArithmetic
 from hibana.network.c.memory import SIZES
-from hibana.network.c.program import build_unit
-from hibana.network.c.unit import Unit
+from hibana.network.c.unit import Unit, build_unit
 from hibana.network.integer_network import Quantized
 from hibana.network.lowering import Activations, times
 from hibana.network.verilog.circuit import Array
@@ -19,7 +17,9 @@ from hibana.network.verilog.module import module_text
 from hibana.network.verilog.statements import Machine
 from hibana.network.verilog.testbench import testbench
 from hibana.runtime import files
-from hibana.runtime.kernels import Pointer
+from hibana.runtime.kernels import Longs, Pointer
+from hibana.runtime.loops import Array as ProgramArray
+from hibana.runtime.loops import Statement
 
 __all__ = ["VerilogProgram", "to_verilog"]
 
@@ -63,7 +63,7 @@ class VerilogProgram:
 
 
 class _Unit(Unit):
-    """The C statements of a network in a form for circuits, which add one row of weights at a time."""
+    """The statements of a network in a form for circuits, which add one row of weights at a time."""
 
     target = "Verilog"
 
@@ -95,8 +95,34 @@ class _Unit(Unit):
                 out[o] = out[o] + times(row[o], x)
 
     def spike_arrays(self) -> dict[str, str]:
-        """For each layer of spiking neurons, the name of its array of spikes, without struct and union."""
-        return {layer.name: re.split(r"->|\.", layer.array)[-1] for layer in self.spiking}
+        """For each layer of spiking neurons, the name of its array of spikes."""
+        spiking = {layer.name for layer in self.spiking}
+        outputs = {node.name: outputs for node, outputs in self.activations.items() if node.name in spiking}
+        return {name: self.array(self.numbers(each)).name for name, each in outputs.items()}
+
+    def programs(self) -> dict[str, list[Statement]]:
+        """The statements of a reset, of reading the input, and of a step, which chooses the class."""
+        code, outputs = self.code, self.network.output.size
+        best = Longs(code.builder, ProgramArray(None, name="best", is_number=True))
+        sent, input_, scores = (
+            self._pointer(ProgramArray(None, name=name)) for name in ("sent", "input", "scores")
+        )
+        rest, ranking = list[Statement](), list[Statement]()
+        with self.into(rest):
+            best.store(0)
+        rest += self.resets
+        with self.into(rest):
+            input_.clear(self.network.input.size)
+        with self.into(ranking):
+            best.store(0)
+            if outputs > 1:
+                with code.loop(1, outputs, name="i") as i:
+                    largest = scores[best.load()].named("largest")
+                    with code.when(scores[i] > largest):
+                        best.store(i)
+            with code.loop(0, outputs, name="i") as i:
+                sent[i] = self.output(i)
+        return {"rest": rest, "read": [*self.from_numbers, *self.static], "step": [*self.step, *ranking]}
 
 
 def to_verilog(
@@ -160,38 +186,13 @@ def _machine(unit: _Unit) -> tuple[Machine, dict[str, tuple[int, int]]]:
 
     Each pass limits the words of an array to the elements that loops of the previous pass handle together.
     """
-    from pycparser import CParser, c_ast
-
-    outputs, output = unit.network.output.size, unit.output("i")
-    ranking = f"""
-    net->best = 0;
-    for (int i = 1; i < {outputs}; i++) {{
-        const int32_t largest = net->scores[net->best];
-        if (net->scores[i] > largest) {{
-            net->best = i;
-        }}
-    }}
-    for (int i = 0; i < {outputs}; i++) {{
-        net->sent[i] = {output};
-    }}"""
-    zeros = f"for (int i = 0; i < {unit.network.input.size}; i++) {{ input[i] = 0; }}"
-    lines = {
-        "rest": ["net->best = 0;", *unit.resets, zeros],
-        "read": [*unit.from_numbers, *unit.static_lines],
-        "step": [*unit.step_lines, ranking],
-    }
-    types = "".join(f"typedef int {kind};\n" for kind in (*SIZES, "size_t") if kind[-2:] == "_t")
-    functions = "".join(f"void {name}(void) {{\n{chr(10).join(body)}\n}}\n" for name, body in lines.items())
-    lowest = f"({-unit.largest - 1})"
-    text = re.sub(r"/\*.*?\*/", "", functions, flags=re.DOTALL).replace("INT32_MIN", lowest)
-    tree: Any = CParser().parse(types + text)
-    bodies = {f.decl.name: f.body.block_items or [] for f in tree.ext if isinstance(f, c_ast.FuncDef)}
+    bodies = unit.programs()
     names = [name for name, *_ in (*unit.constants, *unit.memory.fields())]
     fixed = {*unit.spike_arrays().values(), "input"}
     lanes = {name: unit.adders for name in names if name not in fixed and unit.adders > 1}
     while True:
         machine = Machine(*_memory(unit, lanes), unit.largest)
-        programs = {name: machine.run(statements) for name, statements in bodies.items()}
+        programs = {name: machine.run(body) for name, body in bodies.items()}
         if machine.lanes == lanes:
             return machine, programs
         lanes = machine.lanes
