@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import hibana as hb
+from hibana.compiler.memory_layout import expand_over_time
 from hibana.compiler.torch_layers import faster_layers
 from hibana.nn.optimize import table
 from hibana.nn.over_steps import OVER_STEPS
@@ -358,3 +359,19 @@ def test_a_pruned_layer_of_a_network_without_gradients_becomes_sparse(how, capsy
     hb.optimize(net, undo=True)
     assert list(net) == layers
     assert type(net[0]) is nn.Linear
+
+
+def test_the_gradient_of_a_step_for_all_steps_has_its_memory_order():
+    """A gradient in another order takes ten times as long to sum over time."""
+    step = torch.rand(3, 8, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    results = []
+    for inputs in (expand_over_time(step, 4), step.expand(4, *step.shape).contiguous()):
+        strides = []
+        inputs.grad_fn.register_prehook(lambda grads, strides=strides: strides.append(grads[0].stride()[1:]))
+        outputs = OVER_STEPS[nn.BatchNorm2d](8)(inputs)
+        (outputs * torch.linspace(-1, 1, outputs.numel()).view(outputs.shape)).sum().backward()
+        results.append(step.grad)
+        step.grad = None
+        if len(results) == 1:
+            assert strides == [step.stride()]
+    torch.testing.assert_close(*results)

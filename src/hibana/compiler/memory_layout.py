@@ -66,6 +66,16 @@ def expand_over_time(step: Tensor, steps: int) -> Tensor:
     return sequence.permute(0, *(1 + order.index(dimension) for dimension in range(step.ndim)))
 
 
+def first_step(sequence: Tensor) -> Tensor:
+    """The step ``sequence[0]``, whose gradient is in the memory order of the step.
+
+    Torch's gradient of ``sequence[0]`` is contiguous, and is copied and summed out of order.
+    """
+    order = sorted(range(1, sequence.ndim), key=sequence.stride, reverse=True)
+    in_memory_order = sequence.permute(0, *order)[0]
+    return in_memory_order.permute([order.index(dimension) for dimension in range(1, sequence.ndim)])
+
+
 def row_bytes(count: int) -> int:
     """Bytes of a row of `count` bits."""
     return (count + 7) // 8

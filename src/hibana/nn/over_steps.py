@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from hibana import spikes
 from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
-from hibana.compiler.memory_layout import expand_over_time
+from hibana.compiler.memory_layout import expand_over_time, first_step
 from hibana.compiler.torch_layers import is_user_class, role_of
 from hibana.nn.running import Stateful
 from hibana.runtime import torch_internals
@@ -65,7 +65,7 @@ def call_over_steps(call: Callable[[Tensor], Tensor], module: nn.Module, inputs:
     """
     steps, batch = inputs.shape[:2]
     if is_constant_over_time(inputs) and (not module.training or _may_run_once(module, batch)):
-        return expand_over_time(call(inputs[0]), steps)
+        return expand_over_time(call(first_step(inputs)), steps)
     outputs = call(register_view(inputs, inputs.flatten(0, 1)))
     return register_view(outputs, outputs.reshape(steps, batch, *outputs.shape[1:]))
 
