@@ -105,6 +105,7 @@ if TYPE_CHECKING:
     from hibana.spikes import Conv2d, Linear
     from hibana.spikes.sparse import connect as connect
     from hibana.spikes.tune import tune
+    from hibana.train import estimators as sklearn  # noqa: F401 - hibana.sklearn for type checkers
     from hibana.train.pretrained import pretrained
 
 _PUBLIC = {
@@ -122,6 +123,7 @@ _PUBLIC = {
     "nir": "network.nir",
     "play": "cli.play",
     "plot": "plot",
+    "sklearn": "train.estimators",
     "surrogate": "cells.surrogate",
     "train": "train",
 }

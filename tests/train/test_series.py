@@ -102,13 +102,13 @@ def test_neurons_are_refractory_if_the_error_of_left_out_series_is_lower(file, m
     settings = train.Settings(data=str(file))
     samples = settings.samples()
     samples.setup()
-    fit_candidate = series._fit_candidate
+    fit_candidate = series.fit_candidate
 
     def fit_with_fixed_error(*arguments):
         candidate = fit_candidate(*arguments)
-        return candidate._replace(error=error if "r3" in candidate.settings.layers else 0.2)
+        return candidate._replace(error=error if "r3" in candidate.model.settings.layers else 0.2)
 
-    monkeypatch.setattr(series, "_fit_candidate", fit_with_fixed_error)
+    monkeypatch.setattr(series, "fit_candidate", fit_with_fixed_error)
     chosen, longer = series.choose_network(settings, samples)
     assert chosen.layers == layers
     assert ("refractory for 3 steps" in longer.summary) == (layers == "rocket40r3")

@@ -326,3 +326,19 @@ def test_the_report_compares_learning_online_with_backpropagation():
     assert "| d-rtrl, chunk=100 | 30.0 | 0.75 |" in page
     assert "| d-rtrl | 20.0 |" in page
     assert "| d-rtrl | 10,000 | 400 | 370 |" in page
+
+
+def test_the_page_has_the_recorded_table_of_estimators():
+    from benchmarks import estimators
+
+    root = Path(__file__).parents[2]
+    (record,) = (root / "benchmarks").glob("estimators-*.json")
+    recorded = json.loads(record.read_text(encoding="utf-8"))
+    assert len(recorded) == 10
+    rows = estimators.report(recorded).strip().splitlines()
+    for page in ("scikit-learn.md", "scikit-learn.ja.md"):
+        lines = (root / "docs" / page).read_text(encoding="utf-8").splitlines()
+        assert [row for row in rows[1:] if row not in lines] == []
+    inputs, labels, test, answers = estimators.split_table("iris", 0)
+    accuracy, _ = estimators.trial("LogisticRegression", (inputs, labels, test, answers), 0)
+    assert accuracy > 0.9

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hibana.data import DataSet, Description
 from hibana.nn import encode, loss
+from hibana.nn.models.rocket import Rocket
 from hibana.nn.optimize import optimize
 from hibana.train import architecture, results, shared_folder
 from hibana.train.checkpoint import EXPECTED, one_line
@@ -19,6 +20,11 @@ from hibana.train.loading import open_checkpoint
 from hibana.train.results import Measurements
 from hibana.train.run_folder import BEST, LAST, best_checkpoint
 from hibana.train.settings import Settings
+
+MAX_BATCH = 512
+"""Samples in a batch without gradients, at most."""
+MAX_SPIKES = 1 << 26
+"""Spikes of a Rocket in memory while a batch is evaluated."""
 
 
 class Network(nn.Module):
@@ -74,6 +80,13 @@ class Network(nn.Module):
     def is_regression(self) -> bool:
         """Whether the network predicts a quantity instead of classes."""
         return self.description is not None and not self.description.target.classes
+
+    @property
+    def evaluated_at_once(self) -> int:
+        """Samples in a batch without gradients: for a Rocket as many as fit in memory with their spikes."""
+        if not isinstance(self.net, Rocket):
+            return MAX_BATCH
+        return min(MAX_BATCH, max(1, MAX_SPIKES // (self.settings.steps * self.net.neurons)))
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Returns scores ``[batch, classes]`` for `inputs` ``[batch, ...]``; `lengths` if they are padded."""

@@ -11,8 +11,6 @@ from hibana.data.user_data.base import source_name
 from hibana.runtime.extras import explain_import_error
 from hibana.train.network import Network, load
 
-BATCH_SIZE = 512
-
 
 class Answers(NamedTuple):
     """Predictions of a network.
@@ -80,8 +78,8 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
         inputs, names = reader.tensor(raw.values), raw.names
     model.seed_evaluation()
     inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
-    batches = zip(*(torch.split(tensor, BATCH_SIZE) for tensor in (inputs, *lengths)), strict=True)
-    scores = torch.cat([model(*batch) for batch in batches])
+    batches = (torch.split(tensor, model.evaluated_at_once) for tensor in (inputs, *lengths))
+    scores = torch.cat([model(*batch) for batch in zip(*batches, strict=True)])
     return to_answers(model, scores, names)._replace(**details)
 
 

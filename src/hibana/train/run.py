@@ -197,11 +197,9 @@ def complete(
     folder.begin(settings)
     history, writer = History(), CheckpointWriter(folder.path, settings.patience)
     start = time.perf_counter()
-    if isinstance(model.net, Rocket):  # evaluates as many samples at once as fit in memory with their spikes
-        at_once = series.MAX_SPIKES // (settings.steps * model.net.neurons)
-        samples.evaluated_at_once = min(512, max(1, at_once))
-        if resume is None:
-            history.values[f"validation/{model.objective.measure}"] = [series.fit_rocket(model, samples)]
+    samples.evaluated_at_once = min(samples.evaluated_at_once, model.evaluated_at_once)
+    if isinstance(model.net, Rocket) and resume is None:
+        history.values[f"validation/{model.objective.measure}"] = [series.fit_rocket(model, samples)]
     inputs, _, *lengths = first_samples(samples.training, 512)
     initial_rates = {} if resume else model.prepare(inputs, *lengths)
     if resume is not None and settings.patience > 0 and folder.is_main and not (folder.path / BEST).exists():

@@ -19,8 +19,6 @@ MAX_ROCKET_STEPS = 1_500
 """Longer series are stretched to this number of steps for the Rocket."""
 MAX_SERIES, MAX_VALUES = 4_000, 3_000_000
 """Series, and their values, above which fitting the Rocket takes more than about a minute."""
-MAX_SPIKES = 1 << 26
-"""Spikes in memory while a batch is evaluated."""
 
 
 def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings, data.UserData]:
@@ -43,17 +41,17 @@ def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings
         return default, samples
     is_unequal = samples.shortest < samples.longest and settings.lengths == "stretch"
     candidates = [
-        _fit_candidate(replace(default, **rocket(steps), steps=steps, lengths=lengths))
+        fit_candidate(replace(default, **rocket(steps), steps=steps, lengths=lengths))
         for lengths in (("stretch", "mask") if is_unequal else (settings.lengths,))
     ]
     plain = min(candidates, key=lambda candidate: candidate.error)
-    refractory_settings = replace(plain.settings, **rocket(steps, REFRACTORY_PERIOD))
-    refractory = _fit_candidate(refractory_settings, plain.samples)
+    refractory_settings = replace(plain.model.settings, **rocket(steps, REFRACTORY_PERIOD))
+    refractory = fit_candidate(refractory_settings, plain.samples)
     best = min(plain, refractory, key=lambda candidate: candidate.error)
     neurons = f", refractory for {REFRACTORY_PERIOD} steps" if best is refractory else ""
     accuracy = f"{best.accuracy:.1%} of left-out training series right"
     best.samples.summary += f"\nspiking Rocket over {steps} steps{neurons}: {accuracy}"
-    return best.settings, best.samples
+    return best.model.settings, best.samples
 
 
 def _is_open(settings: Settings, samples: data.UserData) -> bool:
@@ -71,16 +69,16 @@ def _is_open(settings: Settings, samples: data.UserData) -> bool:
     )
 
 
-class _Candidate(NamedTuple):
-    """A fitted Rocket: settings, data, and accuracy and squared error on left-out series."""
+class Candidate(NamedTuple):
+    """A fitted Rocket with its data, and its accuracy and squared error on left-out series."""
 
-    settings: Settings
+    model: Network
     samples: data.UserData
     accuracy: float
     error: float
 
 
-def _fit_candidate(settings: Settings, samples: data.UserData | None = None) -> _Candidate:
+def fit_candidate(settings: Settings, samples: data.UserData | None = None) -> Candidate:
     """Fits the Rocket of `settings` to `samples`; reads the data of the settings if `samples` is ``None``."""
     if samples is None:
         data_set = settings.samples()
@@ -91,7 +89,7 @@ def _fit_candidate(settings: Settings, samples: data.UserData | None = None) -> 
     model = Network(settings, samples.shape, samples.classes, description=samples.description)
     accuracy = fit_rocket(model, samples)
     assert isinstance(model.net, Rocket)
-    return _Candidate(settings, samples, accuracy, model.net.error)
+    return Candidate(model, samples, accuracy, model.net.error)
 
 
 def fit_rocket(model: Network, samples: data.DataSet) -> float:
