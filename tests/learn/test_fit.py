@@ -109,6 +109,10 @@ def test_the_table_tells_which_value_the_recording_does_not_determine():
     )
     assert fit.errors["threshold"] > 0.1 * fit.values["threshold"]
     assert fit.errors["tau"] < 0.05 * fit.values["tau"]
+    figure = hb.plot.fit(fit)
+    above, below = figure.axes
+    assert below.get_legend().get_texts()[-1].get_text() == "held out"
+    assert len(above.collections[0].get_segments()) == spikes.sum()
     header, *rows = str(fit).splitlines()
     assert header.split() == ["value", "fitted", "error", "start", "bounds"]
     assert [row.split()[0] for row in rows[:3]] == [*bounds]
