@@ -35,17 +35,18 @@ THRESHOLDS = {"Izhikevich": "v > 30", "AdEx": "v > -30"}
 
 def main(name: str, path: str, bounds: str, samples: str, rounds: str) -> None:
     equations, reset, initial = MODELS[name]
-    ends = {key.replace("threshold", "level"): value for key, value in json.loads(bounds).items()}
+    ends = {key.replace("threshold", "theta"): value for key, value in json.loads(bounds).items()}
     data = np.load(path)
     parameters = "\n".join(f"{key} : 1 (constant)" for key in ends)
     start = time.perf_counter()
     fitter = SpikeFitter(
         model=Equations(equations + "\n" + parameters),
-        input={"I": data["currents"][None] * nA},
+        input=data["currents"][None] * nA,
+        input_var="I",
         output=[data["times"] * ms],
         dt=0.1 * ms,
         n_samples=int(samples),
-        threshold=THRESHOLDS.get(name, "v > level"),
+        threshold=THRESHOLDS.get(name, "v > theta"),
         reset=reset,
         method="euler",
         param_init=initial,
@@ -55,7 +56,7 @@ def main(name: str, path: str, bounds: str, samples: str, rounds: str) -> None:
         n_rounds=int(rounds), optimizer=NevergradOptimizer("DE"), metric=metric, callback=None, **ends
     )
     seconds = time.perf_counter() - start
-    values = {key.replace("level", "threshold"): float(value) for key, value in values.items()}
+    values = {key.replace("theta", "threshold"): float(value) for key, value in values.items()}
     print(json.dumps({"values": values, "seconds": seconds}))
 
 

@@ -287,7 +287,7 @@ def _starts(cell: Cell, likelihood: Likelihood, count: int, seed: int) -> Tensor
 def _simulate(cell: Cell, values: Mapping[str, Any], inputs: Tensor, select: Tensor) -> Tensor:
     """The outputs of the cell with `values`, which runs over `inputs` alone, ``[T, outputs, trials]``."""
     tensors = [select, *(value for value in values.values() if isinstance(value, Tensor))]
-    shape = torch.broadcast_tensors(inputs[0], *tensors)[0].shape
+    shape = sum(tensors, inputs[0]).shape  # the broadcast shape
     with torch.no_grad():
         return unroll(ScaledCell(cell, values, select), inputs.expand(-1, *shape).contiguous())[0]
 
@@ -311,7 +311,8 @@ def _search(
     deviations = torch.zeros(len(q), 1, dtype=q.dtype, device=q.device)
     for _ in range(ROUNDS):
         noise = torch.randn(len(q), DRAWS, generator=generator, dtype=q.dtype)
-        draws = torch.cat([deviations, deviations + 2 * noise], 1)
+        draws: Tensor = torch.cat([deviations, deviations + 2 * noise], 1)
         scores = _gamma_factors(cell, likelihood, q[:, None] + axes @ draws, precision)
         deviations = draws[:, [(scores - PENALTY * draws.square().sum(0)).argmax()]]
-    return q + (axes @ deviations)[:, 0]
+    best: Tensor = q + (axes @ deviations)[:, 0]
+    return best
