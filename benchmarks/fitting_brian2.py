@@ -8,8 +8,12 @@ import sys
 import time
 
 import numpy as np
-from brian2 import Equations, ms, nA, prefs
-from brian2modelfitting import GammaFactor, NevergradOptimizer, SpikeFitter
+
+for _alias in ("float", "int", "bool"):  # brian2modelfitting 0.4 uses aliases that numpy 1.24 removed
+    setattr(np, _alias, {"float": float, "int": int, "bool": bool}[_alias])
+
+from brian2 import Equations, ms, nA, prefs  # noqa: E402 - after the aliases
+from brian2modelfitting import GammaFactor, NevergradOptimizer, SpikeFitter  # noqa: E402 - as above
 
 prefs.codegen.target = "cython"
 ADEX = """dv/dt = (rest - v + sharpness*exp((v - rheobase)/sharpness) - w + gain*I/nA)/(tau*ms) : 1
