@@ -118,7 +118,7 @@ def test_computing_in_64_bits_is_refused_by_name():
 
 
 def test_an_operation_is_added_by_one_row(monkeypatch):
-    columns = {"aten": ("lgamma",), "text": "lgamma({0})", "libm": "lgamma", "c": "lgamma@({0})"}
+    columns = {"aten": ("lgamma",), "text": "lgamma({0})", "libm": "lgamma"}
     row = replace(OPERATIONS["sinh"], name="lgamma", sleef="", onnx="", **columns)
     monkeypatch.setitem(OPERATIONS, "lgamma", row)
 

@@ -11,6 +11,7 @@ import torch
 from matplotlib import style
 from matplotlib.figure import Figure
 
+import hibana as hb
 from hibana import plot
 from scenes import gabors, layers, recording, uniform
 
@@ -70,6 +71,17 @@ def surrogate():
     return plot.surrogate(ATan(), torch.linspace(-1, 1, 201))[0]
 
 
+def fit():
+    from hibana.learn.fit import Fit
+    from hibana.learn.likelihood import Recording
+
+    v, s = (states.double()[:, None] for states in recording(200))
+    currents = (uniform(200) / 6).double()[:, None]
+    values = {"tau": 15.0, "gain": 1.0, "bias": 0.0, "offset": -70.0}
+    data = Recording(currents, v - 70.2, s, dt=0.5)
+    return plot.fit(Fit(hb.LIFCell(tau=15.0), values, values, values, {}, data, step=140, precision=4.0))
+
+
 def training():
     names = [f"{part}/{value}" for part in ("training", "validation") for value in ("loss", "accuracy")]
     history = {name: [1 / n, 0.5 / n] for n, name in enumerate(names, 1)}
@@ -89,6 +101,7 @@ DRAWINGS = [
     current_step,
     output_potentials,
     learning_curves,
+    fit,
     training,
 ]
 

@@ -61,7 +61,8 @@ class Fit:
             currents: ``[T]`` or ``[T, trials]``, in the unit of the fit.
         """
         inputs = torch.as_tensor(currents, dtype=torch.float64, device="cpu")
-        outputs = _simulate(self.cell, self.values, inputs[:, None], torch.tensor([[1.0], [0.0]]).double())
+        select = torch.tensor([[1.0], [0.0]], dtype=torch.float64, device="cpu")
+        outputs = _simulate(self.cell, self.values, inputs[:, None], select)
         return outputs[:, 0] + self.values.get("offset", 0.0), outputs[:, 1]
 
     def scores(self) -> dict[str, float]:
@@ -276,7 +277,8 @@ def _check_states(cell: Cell, recording: Recording) -> None:
 def _starts(cell: Cell, likelihood: Likelihood, count: int, seed: int) -> Tensor:
     """Random values, ``[values, count]``; the first column has those of the cell, moved inside the bounds."""
     generator = torch.Generator().manual_seed(seed)
-    fractions = 0.1 + 0.8 * torch.rand(len(likelihood.names), count, generator=generator, dtype=torch.float64)
+    shape = len(likelihood.names), count
+    fractions = 0.1 + 0.8 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
     for row, name in enumerate(likelihood.names):
         if name not in SCALING:
             value = torch.as_tensor(getattr(cell, name), dtype=torch.float64, device="cpu").mean().detach()
@@ -296,7 +298,8 @@ def _gamma_factors(cell: Cell, likelihood: Likelihood, q: Tensor, precision: flo
     """The mean gamma factor over trials of each column of `q`, ``[candidates]``."""
     recording = likelihood.recording
     values = {name: value[:, None] for name, value in likelihood.values(q).items()}
-    spikes = _simulate(cell, values, recording.currents[:, None], torch.zeros(1).double())
+    select = torch.zeros(1, dtype=torch.float64, device="cpu")
+    spikes = _simulate(cell, values, recording.currents[:, None], select)
     gammas = gamma_factor(spikes, recording.spikes[:, None], precision / recording.dt)
     return gammas.nan_to_num(-1.0).mean(1)
 
@@ -310,7 +313,7 @@ def _search(
     axes = vectors * eigenvalues.clamp(0, MOST_DRAWN**2).sqrt()
     deviations = torch.zeros(len(q), 1, dtype=q.dtype, device=q.device)
     for _ in range(ROUNDS):
-        noise = torch.randn(len(q), DRAWS, generator=generator, dtype=q.dtype)
+        noise = torch.randn(len(q), DRAWS, generator=generator, dtype=q.dtype, device="cpu")
         draws: Tensor = torch.cat([deviations, deviations + 2 * noise], 1)
         scores = _gamma_factors(cell, likelihood, q[:, None] + axes @ draws, precision)
         deviations = draws[:, [(scores - PENALTY * draws.square().sum(0)).argmax()]]

@@ -75,7 +75,7 @@ class CPrinter:
         """Whether a printed block needs ``math.h``."""
         self._expressions: dict[Result, _Expression] = {}
         self._uses: Counter[object] = Counter()
-        """How often each value is an operand."""
+        """How often each value is an operand of what is printed."""
         self._statements = 0
         self._used_names: set[str] = set()
         """Names of the constants and variables of this and the outer blocks."""
@@ -84,15 +84,28 @@ class CPrinter:
 
     def lines(self, body: loops.Body) -> list[str]:
         """The lines of a block with the statements `body`."""
-        self._uses.update(_operands(body))
+        self._count_uses(body)
         self._print(body)
         lines, self._lines, self._used_names = self._lines, [], set()
         return lines
 
+    def _count_uses(self, body: loops.Body) -> None:
+        """Counts the uses of values, from the last statement on; values without uses use nothing."""
+        for statement in reversed(body):
+            if isinstance(statement, _VALUES) and not self._uses[statement.result]:
+                continue
+            for field in fields(statement):
+                part = getattr(statement, field.name)
+                if field.name == "body":
+                    self._count_uses(part)
+                elif field.name != "result":
+                    self._uses.update(part if isinstance(part, tuple) else (part,))
+
     def _print(self, body: loops.Body) -> None:
         """Prints statements."""
         for statement in body:
-            self._print_statement(statement)
+            if not isinstance(statement, _VALUES) or self._uses[statement.result]:
+                self._print_statement(statement)
 
     def _print_statement(self, statement: loops.Statement) -> None:
         """Prints one statement. Raises a TypeError if C has no form of it."""
@@ -311,6 +324,8 @@ class CPrinter:
         return unique
 
 
+_VALUES = loops.Let | loops.Offset | loops.Load | loops.Read | loops.Name
+"""Statements that only define a value."""
 _INTEGERS = ("int8_t", "int16_t", "int32_t", "uint8_t", "uint16_t", "uint32_t", "int64_t")
 _CONVERSIONS = ("extend", "extend signed", "shorten", "real")
 _KINDS: dict[Any, str] = {
@@ -325,17 +340,6 @@ def _wider(type_: Type | None, *operands: _Expression) -> str:
     if type_ == LONG:
         return "int64_t" if any(operand.kind == "int64_t" for operand in operands) else "int"
     return _KINDS[type_]
-
-
-def _operands(body: loops.Body) -> Iterator[object]:
-    """The values that statements use, each as often as they do."""
-    for statement in body:
-        for field in fields(statement):
-            part = getattr(statement, field.name)
-            if field.name == "body":
-                yield from _operands(part)
-            elif field.name != "result":
-                yield from part if isinstance(part, tuple) else (part,)
 
 
 def _simplified(name: str, left: _Expression, right: _Expression) -> _Expression | None:
