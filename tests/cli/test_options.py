@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,18 +28,19 @@ ALWAYS = {
 """Options that have an effect in all uses of their command, or are refused where they have none."""
 PASSED = {
     **{"dt": 0.25, "steps": 71, "bits": 3, "ram": 1001, "flash": 1002, "samples": 31, "adders": 16},
-    **{"top": "ecp5-85k", "report": True, "trust": ("mine:net",)},
+    **{"top": "ecp5-85k", "report": True, "trust": ("mine:net",), "data": Path("samples.npz")},
 }
 """A value for each option of `convert` except --arduino, that no other argument has."""
 USELESS = {
-    (".pt2", "run"): {"dt", "bits", "ram", "flash", "samples", "adders", "top", "report"},
-    (".nir", "run"): {"steps", "bits", "ram", "flash", "samples", "adders", "top", "report"},
-    (".onnx", "run"): {"dt", "steps", "ram", "flash", "samples", "adders", "top", "report"},
-    (".html", "run"): {"dt", "steps", "ram", "flash", "samples", "adders", "top", "report"},
-    (".v", "run"): {"dt", "steps", "ram", "flash", "report"},
-    (".c", "run"): {"dt", "steps", "samples", "adders", "top", "report"},
-    (".c", "net.nir"): {"samples", "adders", "top", "report", "trust"},
-    ("--arduino", "run"): {"dt", "steps", "samples", "adders", "top", "report"},
+    (".pt2", "run"): {"data", "dt", "bits", "ram", "flash", "samples", "adders", "top", "report"},
+    (".nir", "run"): {"data", "steps", "bits", "ram", "flash", "samples", "adders", "top", "report"},
+    (".onnx", "run"): {"data", "dt", "steps", "ram", "flash", "samples", "adders", "top", "report"},
+    (".html", "run"): {"data", "dt", "steps", "ram", "flash", "samples", "adders", "top", "report"},
+    (".v", "run"): {"data", "dt", "steps", "ram", "flash", "report"},
+    (".c", "run"): {"data", "dt", "steps", "samples", "adders", "top", "report"},
+    (".pt2", "net.nir"): {"data", "bits", "ram", "flash", "samples", "adders", "top", "report", "trust"},
+    (".c", "net.nir"): {"samples", "adders", "top", "trust"},
+    ("--arduino", "run"): {"data", "dt", "steps", "samples", "adders", "top", "report"},
 }
 """For pairs of a target and a source, all options without an effect."""
 
@@ -69,7 +71,7 @@ def received(monkeypatch, tmp_path):
         net, shape, model = None, (3,), None
 
     source = Source()
-    for name in ("_Source", "_write_c", "_write_page", "_write_onnx", "_write_program", "_write_circuit"):
+    for name in ("Source", "_write_c", "_write_page", "_write_onnx", "_write_program", "_write_circuit"):
         monkeypatch.setattr(convert, name, receive)
     monkeypatch.setattr("hibana.network.nir.write", receive)
     monkeypatch.setattr(sys, "path", [*sys.path])  # --trust adds the current folder

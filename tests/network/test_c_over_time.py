@@ -12,7 +12,7 @@ from torch import nn
 import hibana as hb
 from c_programs import check_programs, compiled, needs_cc, outputs_of
 from hibana import EachStep, loss
-from hibana.cli import convert, main
+from hibana.cli import convert_source, main
 from hibana.network import quantize, to_c
 from hibana.train import activity, load
 from network.test_quantize import check as check_integers
@@ -164,4 +164,4 @@ def test_the_default_network_for_sequences_classifies_in_c_as_in_pytorch(tmp_pat
 
 
 def test_every_named_loss_has_a_reduction_in_c():
-    assert set(convert._REDUCTIONS) == set(loss.NAMES)
+    assert set(convert_source._REDUCTIONS) == set(loss.NAMES)

@@ -1,17 +1,15 @@
 """The command ``convert``: a network to other platforms, or from NIR."""
 
 import os
+import re
+import subprocess
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
 
 from hibana.cli.common import Integer, Trust, allow_local_imports, progress, refuse_errors
+from hibana.cli.convert_source import Source
 from hibana.cli.options import check_options
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hibana.train import Network
 
 
 def convert(
@@ -20,6 +18,7 @@ def convert(
     /,
     *,
     dt: float | None = None,
+    data: Path | None = None,
     steps: Integer | None = None,
     bits: Integer | None = None,
     ram: Integer | None = None,
@@ -41,8 +40,12 @@ def convert(
             (.html), ONNX (.onnx), a program that runs in PyTorch without hibana (.pt2), or, with --arduino,
             a folder.
         dt: time step in seconds; by default that of the source, else 1e-4.
-        steps: number of time steps of a program, by default as in training; of the input of zeros on which
-            firing rates of C code from NIR are measured, by default 1.
+        data: for a NIR file, samples of its training set on which ranges and firing rates are measured: an
+            .npy file or the array inputs of an .npz file [steps, samples, ...], with labels [samples] if
+            there are any; or a .csv file with a row per step, and the class in the column label.
+        steps: number of time steps of a program, by default as in training; of a sample of --data, if it has
+            no axis of time; without --data, of the input of zeros on which firing rates of C code from NIR
+            are measured, by default 1.
         bits: use integers, with weights of 2 to 8 bits, in C, ONNX or a page; by default C and ONNX use
             floating point, pages, circuits and --arduino 8 bits.
         ram: largest number of bytes for variables in C; larger programs are not written.
@@ -52,7 +55,8 @@ def convert(
         adders: number of weights that a circuit adds in one cycle: 1, 2, 4, 8, 16 or 32, by default 1.
         top: FPGA for which the top level and constraints of a board are written beside a circuit: ice40-up5k
             (iCEBreaker) or ecp5-85k (ULX3S); the host sends inputs over the serial port.
-        report: run yosys, nextpnr and iverilog on a circuit, and print its size, speed, time and energy.
+        report: run yosys, nextpnr and iverilog on a circuit, and print its size, speed, time and energy; of a
+            NIR file, print operations or cycles, and the accuracy before and after quantization on --data.
         trust: MODULE:FUNCTION of yours that the file may name and that is then executed; may be repeated.
     """
     passed = {**locals()}
@@ -62,14 +66,18 @@ def convert(
         _check_target(target, arduino=arduino)
         kind = "--arduino" if arduino else target.suffix
         origin = "sources in NIR" if source.suffix == ".nir" else "checkpoints"
-        uses = (kind, origin, f"{kind} from {origin}", f"{kind} with --top" if top else "")
+        uses = [kind, origin, f"{kind} from {origin}", f"{kind} with --top" if top else ""]
+        uses += [
+            "" if bits is None else f"{kind} with --bits from {origin}",
+            "" if data is None else "--data",
+        ]
         check_options("convert", uses, f"from {source} to {target}", passed)
         with progress(f"reading {source}"):
-            network = _Source(source, dt, trust)
+            network = Source(source, dt, trust, data, steps)
         integer_bits = 8 if bits is None else bits
         if arduino or target.suffix == ".c":
             bits = integer_bits if arduino else bits
-            _write_c(network, target, steps, bits, ram, flash, arduino=arduino)
+            _write_c(network, target, steps, bits, ram, flash, arduino=arduino, report=report)
         elif target.suffix == ".html":
             _write_page(network, target, integer_bits)
         elif target.suffix == ".nir":
@@ -103,75 +111,8 @@ def _check_target(target: Path, *, arduino: bool) -> None:
         raise ValueError(f"target must end in {', '.join(_SUFFIXES)}, or --arduino be given, got {target}")
 
 
-_REDUCTIONS = {
-    **dict.fromkeys(("rate", "count", "membrane-mean", "tet"), "sum"),
-    **{"membrane-max": "max", "membrane-last": "last", "first-spike": "first"},
-}
-"""For each loss, the reduction of the outputs over time that a converted program uses as scores."""
-MAX_SAMPLES = 64
-"""Samples of the training set on which firing rates and ranges are measured."""
-
-
-class _Source:
-    """A network to convert, from a checkpoint or from a NIR file, which has neither samples nor settings.
-
-    Attributes:
-        model: the trained network; ``None`` for a NIR file.
-        net: the layers of the network.
-        shape: shape of one step of one input.
-        scores: the reduction of a program's outputs over time: ``sum``, ``max``, ``last`` or ``first``.
-    """
-
-    def __init__(self, path: Path, dt: float | None, trust: tuple[str, ...]) -> None:
-        self.model: Network | None = None
-        self.scores = "sum"
-        if path.suffix == ".nir":
-            from hibana.network import nir
-
-            self.net: Any = nir.read(path, dt=dt)
-            self.shape: tuple[int, ...] = self.net.meta["input_shape"]
-            return
-        from hibana.train import load
-
-        self.model = load(path, trust=trust)
-        self.net, self.shape = self.model.net, self.model.shape
-        self.scores = _REDUCTIONS[self.model.settings.loss]
-
-    def zeros(self, steps: int, batch: int = 1) -> "Tensor":
-        """Returns an input of zeros, ``[steps, batch, *shape]``."""
-        import torch
-
-        return torch.zeros(steps, batch, *self.shape, dtype=torch.float32, device="cpu")
-
-    def samples(self, purpose: str, split: str = "training", largest: int = MAX_SAMPLES) -> "Tensor":
-        """Returns `largest` encoded samples of the training, validation or test set, ``[T, N, *shape]``.
-
-        Raises ValueError if the source is a NIR file; the message starts with `purpose`.
-        """
-        import torch
-
-        if self.model is None:
-            raise ValueError(f"{purpose}, and a NIR file has none; pass a checkpoint")
-        samples = self.model.settings.samples(self.model.description)
-        samples.prepare_data()
-        samples.setup()
-        part = getattr(samples, split)
-        count = min(largest, len(part))
-        self.model.seed_evaluation()
-        return self.model.encode(torch.stack([part[i][0] for i in range(count)]))
-
-    def quantized(self, bits: int) -> Any:
-        """Returns the network in integers; prints how well it agrees with the original."""
-        from hibana.network import quantize
-
-        samples = self.samples("--bits needs samples to measure the range of inputs")
-        net, report = quantize(self.net, samples, bits)
-        print(report)
-        return net
-
-
 def _write_c(
-    network: _Source,
+    network: Source,
     target: Path,
     steps: int | None,
     bits: int | None,
@@ -179,14 +120,15 @@ def _write_c(
     flash: int | None,
     *,
     arduino: bool,
+    report: bool,
 ) -> None:
     """Writes C code, or a library for Arduino, to `target`; `ram` and `flash` are limits in bytes."""
     from hibana.network import to_c
     from hibana.network.c.library import write_library
 
     net = network.net if bits is None else network.quantized(bits)
-    if network.model is None:
-        print("firing rates are those for an input of zeros: a NIR file has no samples")
+    if network.model is None and network.data is None:
+        print("firing rates are those for an input of zeros: a NIR file has no samples; --data has them")
         example = network.zeros(steps or 1)
     else:
         example = network.samples("")
@@ -194,18 +136,22 @@ def _write_c(
     program.check_memory(ram, flash)
     if arduino:
         sample = network.samples("", "test")[:, :1]
-        assert network.model is not None
-        expected = int(network.model.objective.scores(net(sample)).argmax())
+        expected = int(network.outcome(net(sample)).argmax())
         write_library(program, target, net.integer_input(sample).flatten(1), expected)
     else:
         program.write(target)
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} of variables")
     if not arduino:
         print(f"{target.with_suffix('.h')}  states the cost of a step")
+    if report:
+        at_rates = sum(cost.at_rates for cost in program.costs)
+        at_most = sum(cost.additions for cost in program.costs)
+        print(f"{at_rates:,.0f} operations per step at these firing rates, at most {at_most:,}")
+        print(network.accuracy(net))
 
 
 def _write_circuit(
-    network: _Source, target: Path, bits: int, samples: int, adders: int, top: str | None, *, report: bool
+    network: Source, target: Path, bits: int, samples: int, adders: int, top: str | None, *, report: bool
 ) -> None:
     """Writes a circuit with weights of `bits` bits to `target`, and its other files beside it.
 
@@ -235,9 +181,24 @@ def _write_circuit(
         if report:
             with progress("running yosys, nextpnr and iverilog"):
                 print(boards.report(program, board))
+    elif report:
+        with progress("running iverilog"):
+            print(_simulate(target, bench))
+    if report and network.model is None:
+        print(network.accuracy(net))
 
 
-def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:
+def _simulate(target: Path, bench: Path) -> str:
+    """Returns the cycles of the circuit in `target`, and how many samples of its testbench are equal."""
+    with TemporaryDirectory() as folder:
+        simulator = str(Path(folder) / "net")
+        subprocess.run(["iverilog", "-g2005", "-o", simulator, target, bench], check=True)
+        output = subprocess.run([simulator], capture_output=True, text=True, check=True).stdout
+    *_, cycles, equal = re.findall(r"\d+ cycles per step|\d+ of \d+ equal", output)
+    return f"{cycles}; samples in the simulator: {equal} to PyTorch"
+
+
+def _write_onnx(network: Source, target: Path, bits: int | None) -> None:
     """Writes an ONNX file to `target`, quantized if `bits` is not None, and prints its inputs' form."""
     from hibana.network import to_onnx
     from hibana.runtime import files
@@ -253,24 +214,23 @@ def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:
         print(f"multiply outputs by {net.output_scale:.9g} to get those of the network")
 
 
-def _write_page(network: _Source, target: Path, bits: int) -> None:
+def _write_page(network: Source, target: Path, bits: int) -> None:
     """Writes a web page to `target` that runs the network, with `bits` a weight, on samples."""
     from hibana.network.page import to_page
     from hibana.runtime import files
 
     samples = network.samples("a page needs samples to show")
-    assert network.model is not None
     if len(network.shape) not in (2, 3):
         raise ValueError(
-            f"a page (.html) shows images, and {network.model.settings.title} has inputs of shape "
+            f"a page (.html) shows images, and {network.title} has inputs of shape "
             f"{[*network.shape]}; convert it to another target, such as .onnx"
         )
-    title = f"hibana: {network.model.settings.data}"
+    title = f"hibana: {network.title if network.model is None else network.model.settings.data}"
     page = to_page(network.net, samples, title=title, scores=network.scores, bits=bits)
     files.write(target, page.encode())
 
 
-def _write_program(network: _Source, target: Path, steps: int | None) -> None:
+def _write_program(network: Source, target: Path, steps: int | None) -> None:
     """Writes a program of ``torch.export`` to `target` for `steps` time steps, and prints its inputs."""
     import torch
 

@@ -6,14 +6,16 @@ from typing import Any
 from hibana.cli.common import Refusal
 
 _KINDS = "table, images, arrays, sequences, events, sound"
+_FROM_NIR = ", ".join(f"{kind} from sources in NIR" for kind in (".c", ".v", "--arduino"))
 USES = {
     "convert": {
         "dt": ".nir, sources in NIR",
-        "steps": ".pt2, .c from sources in NIR",
+        "data": f"{_FROM_NIR}, .html from sources in NIR, .onnx with --bits from sources in NIR",
+        "steps": ".pt2, .c from sources in NIR, --data",
         "bits": ".c, .html, .onnx, .v, --arduino",
         **dict.fromkeys(("ram", "flash"), ".c, --arduino"),
         **dict.fromkeys(("samples", "adders", "top"), ".v"),
-        "report": ".v with --top",
+        "report": f".v with --top, {_FROM_NIR}",
         "trust": "checkpoints",
     },
     "predict": {
