@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 
 import matplotlib.pyplot as plt
 import torch
-from hibana.convert import quantize, to_verilog
 from torch import nn
 
 import hibana as hb
+from hibana.convert import quantize, to_verilog
 
 SIZES = (64, 256, 256, 10)
 STEPS = 4

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hibana.convert import accuracy_over_time
 from torch import Tensor, nn
 
 import hibana as hb
+from hibana.convert import accuracy_over_time
 
 
 def images(folder: Path, part: str) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,10 @@ from tempfile import TemporaryDirectory
 
 import dense_peers
 import torch
-from hibana.convert import to_c
 from torch import Tensor, nn
 
 import hibana as hb
+from hibana.convert import to_c
 from hibana.train import load
 
 MAIN = """

@@ -8,14 +8,16 @@ Write one step; hibana runs it over time.
 >>> potentials.shape
 torch.Size([25, 4, 3])
 
-The module imports cells, their layers and the loop over time. Other names are imported when first accessed.
+``__init__.pyi`` lists the public names. This module imports cells, their layers and the loop over time; other
+names are imported when first accessed.
 """
 
+import ast
 import importlib
 import sys
-from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hibana.runtime import openmp_spin  # must be imported before torch
 from hibana.version import __version__ as __version__
@@ -31,272 +33,51 @@ if not getattr(sys, "_is_gil_enabled", lambda: True)():
     )
 
 # isort: split
-from hibana.cells import (
-    AdLIFCell,
-    ALIFCell,
-    Cell,
-    CubaLIFCell,
-    EIFCell,
-    IFCell,
-    IzhikevichCell,
-    LICell,
-    LIFCell,
-    PLIFCell,
-    QIFCell,
-    RefractoryLIFCell,
-    ResonateAndFireCell,
-    SiLIFCell,
-    log_uniform,
-    peer_aliases,
-    spike,
-    surrogate,
-)
-from hibana.cells.surrogate import Heaviside
-from hibana.compiler import NetworkWarning, SlowPathWarning, explain, named_kernels, record, unroll
-from hibana.nn.layers import (
-    ALIF,
-    EIF,
-    IF,
-    LI,
-    LIF,
-    PLIF,
-    QIF,
-    AdLIF,
-    CubaLIF,
-    Izhikevich,
-    OverTime,
-    Recurrent,
-    RefractoryLIF,
-    ResonateAndFire,
-    SiLIF,
-    run,
-)
+from hibana import cells, event_gradients  # noqa: F401 - the second sets hooks of the compiler
+from hibana.cells import *
+from hibana.cells import peer_aliases
+from hibana.nn import layers
+from hibana.nn.layers import *
 from hibana.runtime import extras
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from hibana import data as data
-    from hibana import learn as learn
-    from hibana import network as convert
-    from hibana import plot as plot
-    from hibana import spikes as events
-    from hibana import train as train
-    from hibana.cli import demo as demo
-    from hibana.cli import play as play
-    from hibana.network import from_ann, quantize
-    from hibana.network import nir as nir
-    from hibana.network.fold import fold_batchnorm
-    from hibana.network.native import compile  # noqa: A004 - as torch.compile
-    from hibana.network.simulate import simulate
-    from hibana.nn import encode, lengths, loss
-    from hibana.nn import metrics as metrics
-    from hibana.nn import models as models
-    from hibana.nn.blocks import Checkpointed, Normalized, StepsDropout, ThresholdBatchNorm2d
-    from hibana.nn.checking import check
-    from hibana.nn.delay import Delay, fix_delays, narrow_delays
-    from hibana.nn.delayed_linear import DelayedLinear, DelayedRecurrent
-    from hibana.nn.each_step import EachStep
-    from hibana.nn.optimize import optimize
-    from hibana.nn.sparse_linear import SparseLinear
-    from hibana.nn.spike_trains import SpikeTrains
-    from hibana.nn.window import Window
-    from hibana.runtime.heap import keep_memory
-    from hibana.spikes import Conv2d, Linear
-    from hibana.spikes.sparse import connect as connect
-    from hibana.spikes.tune import tune
-    from hibana.train import estimators as sklearn  # noqa: F401 - hibana.sklearn for type checkers
-    from hibana.train.pretrained import pretrained
-
-_PUBLIC = {
-    "connect": "spikes.sparse.connect",
-    "convert": "network",
-    "data": "data",
-    "demo": "cli.demo",
-    "encode": "nn.encode",
-    "events": "spikes",
-    "learn": "learn",
-    "lengths": "nn.lengths",
-    "loss": "nn.loss",
-    "metrics": "nn.metrics",
-    "models": "nn.models",
-    "nir": "network.nir",
-    "play": "cli.play",
-    "plot": "plot",
-    "sklearn": "train.estimators",
-    "surrogate": "cells.surrogate",
-    "train": "train",
+_SOURCES = {
+    alias.asname: (statement.module, alias.name)
+    for statement in ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")).body
+    if isinstance(statement, ast.ImportFrom)
+    for alias in statement.names
+    if alias.asname
 }
-"""Module of each public name: ``import hibana.loss`` imports ``hibana.nn.loss``."""
-_MODULES = {
-    "network": ("from_ann", "quantize"),
-    "network.native": ("compile",),
-    "network.simulate": ("simulate",),
-    "nn.blocks": ("Checkpointed", "Normalized", "StepsDropout", "ThresholdBatchNorm2d"),
-    "nn.checking": ("check",),
-    "nn.delay": ("Delay", "fix_delays", "narrow_delays"),
-    "nn.delayed_linear": ("DelayedLinear", "DelayedRecurrent"),
-    "nn.each_step": ("EachStep",),
-    "network.fold": ("fold_batchnorm",),
-    "nn.optimize": ("optimize",),
-    "nn.sparse_linear": ("SparseLinear",),
-    "nn.spike_trains": ("SpikeTrains",),
-    "nn.window": ("Window",),
-    "runtime.heap": ("keep_memory",),
-    "spikes": ("Conv2d", "Linear"),
-    "spikes.tune": ("tune",),
-    "train.pretrained": ("pretrained",),
-}
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-"""Module of each name that is imported when first accessed."""
+"""For each public name, the module that it is imported from and its name there."""
+_MODULES_WITH_EXTRAS = {"data", "demo", "learn", "metrics", "nir", "play", "plot", "sklearn", "train"}
+"""Public modules that ``from hibana import *`` leaves out: most of them need packages of an extra."""
 
-__all__ = [
-    "ALIF",
-    "ALIFCell",
-    "AdLIF",
-    "AdLIFCell",
-    "Cell",
-    "Checkpointed",
-    "Conv2d",
-    "CubaLIF",
-    "CubaLIFCell",
-    "Delay",
-    "DelayedLinear",
-    "DelayedRecurrent",
-    "EIF",
-    "EIFCell",
-    "EachStep",
-    "Heaviside",
-    "IF",
-    "IFCell",
-    "Izhikevich",
-    "IzhikevichCell",
-    "LI",
-    "LICell",
-    "LIF",
-    "LIFCell",
-    "Linear",
-    "NetworkWarning",
-    "Normalized",
-    "OverTime",
-    "PLIF",
-    "PLIFCell",
-    "QIF",
-    "QIFCell",
-    "Recurrent",
-    "RefractoryLIF",
-    "RefractoryLIFCell",
-    "ResonateAndFire",
-    "ResonateAndFireCell",
-    "SiLIF",
-    "SiLIFCell",
-    "SlowPathWarning",
-    "SparseLinear",
-    "SpikeTrains",
-    "StepsDropout",
-    "ThresholdBatchNorm2d",
-    "Window",
-    "check",
-    "compile",
-    "connect",
-    "convert",
-    "encode",
-    "events",
-    "explain",
-    "fix_delays",
-    "fold_batchnorm",
-    "from_ann",
-    "keep_memory",
-    "lengths",
-    "log_uniform",
-    "loss",
-    "narrow_delays",
-    "optimize",
-    "pretrained",
-    "quantize",
-    "record",
-    "run",
-    "simulate",
-    "spike",
-    "surrogate",
-    "tune",
-    "unroll",
-]
-
-
-def _bit_product(rows: "Tensor", words: "Tensor") -> "Tensor":
-    """``rows^T B`` for packed bits `words`; imports :mod:`hibana.spikes` at the first call."""
-    from hibana.spikes.linear import product
-
-    return product.product_with_bits(rows, words)
-
-
-def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", x: "Tensor") -> "Tensor":
-    """For each synapse the sum of ``x[:, source] rows[:, target]``; `x` are numbers, or words of bits."""
-    from hibana.runtime.synapses import SynapseIndex
-    from hibana.spikes.bits import Planes
-    from hibana.spikes.sparse import product
-
-    neurons = rows.shape[1]
-    index = SynapseIndex.check(row_starts, targets, None, neurons, neurons)
-    if x.dtype == rows.dtype:
-        return product.sums_per_synapse(index, x, rows)
-    sums = product.SparseProduct(rows.shape, index)
-    return sums.weight_gradient(Planes(x[None], 1.0), sums.gradient_rows(rows))
-
-
-named_kernels.bit_product = _bit_product
-named_kernels.synapse_sums = _synapse_sums
-peer_aliases.suggest_attributes(surrogate, "hibana.surrogate")
-
-
-class _PublicModules:
-    """Import finder that makes ``hibana.loss`` the same module as ``hibana.nn.loss``; see :data:`_PUBLIC`."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        package, _, public = name.rpartition(".")
-        is_alias = package == "hibana" and _PUBLIC.get(public, public) != public
-        return ModuleSpec(name, self) if is_alias else None  # type: ignore[arg-type]
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = _public_module(spec.name.rpartition(".")[2])
-        spec.loader_state = module.__spec__
-        return module
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Restores the specification of a module that :meth:`create_module` has already executed."""
-        assert module.__spec__ is not None
-        module.__spec__ = module.__spec__.loader_state
-
-
-sys.meta_path.append(_PublicModules())
-
-
-def _public_module(name: str) -> ModuleType:
-    """The module that is public as ``hibana.{name}``."""
-    module = importlib.import_module(f"hibana.{_PUBLIC[name]}")
-    return peer_aliases.suggest_attributes(module, f"hibana.{name}")
+__all__ = sorted({*cells.__all__, *layers.__all__, *_SOURCES} - _MODULES_WITH_EXTRAS - {"__version__"})
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PUBLIC})
+    return sorted({*globals(), *_SOURCES})
 
 
 def __getattr__(name: str) -> Any:
     """The public module, function or class `name`, imported now.
 
-    Raises AttributeError if the name does not exist, or a package that it needs is not installed.
+    Raises:
+        AttributeError: if the name does not exist, or a module needs a package that is not installed.
+        ModuleNotFoundError: if a function or class needs a package that is not installed.
     """
-    if name in _MODULE_OF:
-        with extras.explain_import_error(f"hibana.{name}"):
-            value = getattr(importlib.import_module(f"hibana.{_MODULE_OF[name]}"), name)
-        return globals().setdefault(name, value)
-    if name not in _PUBLIC:
+    if name not in _SOURCES:
         raise peer_aliases.unknown_name_error(name, __dir__())
+    package, source_name = _SOURCES[name]
     try:
-        return _public_module(name)
+        with extras.explain_import_error(f"hibana.{name}"):
+            if package == "hibana":
+                value = importlib.import_module(f"hibana.{source_name}")
+            else:
+                value = getattr(__import__(package, fromlist=[source_name]), source_name)
     except ModuleNotFoundError as error:
-        message = extras.missing_module_message(error)
-        if message is None:
+        if name not in _MODULES_WITH_EXTRAS:
             raise
-        raise AttributeError(f"hibana.{name} {message}") from error
+        raise AttributeError(str(error)) from error  # so that hasattr returns False
+    if isinstance(value, ModuleType):
+        peer_aliases.suggest_attributes(value, f"hibana.{name}")
+    return globals().setdefault(name, value)

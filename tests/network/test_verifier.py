@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from hibana.convert import quantize
 
+from hibana.convert import quantize
 from hibana.network.c.unit import build_unit
 from hibana.runtime import loops
 from hibana.runtime.kernels import INT, Code, Ints, Longs

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hibana.convert import quantize, to_verilog
 from torch import nn
 
 import hibana as hb
+from hibana.convert import quantize, to_verilog
 from hibana.network.verilog.circuit import Array
 from hibana.network.verilog.statements import Machine
 from hibana.runtime import loops

@@ -5,10 +5,10 @@ import subprocess
 
 import pytest
 import torch
-from hibana.convert import quantize, to_verilog
 from torch import nn
 
 import hibana as hb
+from hibana.convert import quantize, to_verilog
 from hibana.network.verilog import board as boards
 
 needs_simulator = pytest.mark.skipif(

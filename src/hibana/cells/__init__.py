@@ -11,41 +11,29 @@ custom neuron is a subclass of :class:`Cell` with one method:
 ...         return v, Step()(v - 1.0)
 """
 
-from hibana.cells.adaptive import AdLIFCell, ALIFCell
+from hibana.cells import adaptive, integrate_and_fire, izhikevich, leaky, nonlinear, resonate
+from hibana.cells.adaptive import *
 from hibana.cells.base import Cell
 from hibana.cells.heaviside import spike
-from hibana.cells.integrate_and_fire import IFCell
-from hibana.cells.izhikevich import IzhikevichCell
-from hibana.cells.leaky import CubaLIFCell, LICell, LIFCell, PLIFCell, RefractoryLIFCell
-from hibana.cells.nonlinear import EIFCell, QIFCell
+from hibana.cells.integrate_and_fire import *
+from hibana.cells.izhikevich import *
+from hibana.cells.leaky import *
+from hibana.cells.nonlinear import *
 from hibana.cells.ranges import AtLeast, Between
-from hibana.cells.resonate import ResonateAndFireCell, SiLIFCell
-from hibana.cells.values import Learn, Reset, Value, log_uniform
+from hibana.cells.resonate import *
+from hibana.cells.values import Learn as Learn
+from hibana.cells.values import Reset as Reset
+from hibana.cells.values import Value as Value
+from hibana.cells.values import log_uniform
 
-__all__ = [
-    "ALIFCell",
-    "AdLIFCell",
-    "AtLeast",
-    "Between",
-    "Cell",
-    "CubaLIFCell",
-    "EIFCell",
-    "IFCell",
-    "IzhikevichCell",
-    "LICell",
-    "LIFCell",
-    "Learn",
-    "PLIFCell",
-    "QIFCell",
-    "RefractoryLIFCell",
-    "Reset",
-    "ResonateAndFireCell",
-    "SiLIFCell",
-    "Value",
-    "log_uniform",
-    "spike",
-]
+__all__ = ["AtLeast", "Between", "Cell", "log_uniform", "spike"]
+__all__ += adaptive.__all__
+__all__ += integrate_and_fire.__all__
+__all__ += izhikevich.__all__
+__all__ += leaky.__all__
+__all__ += nonlinear.__all__
+__all__ += resonate.__all__
 
-for _name in set(__all__) - {"Learn", "Reset", "Value"}:
+for _name in __all__:
     # the same module name in messages and pickles, independent of the file
     globals()[_name].__module__ = __name__

@@ -10,6 +10,8 @@ from hibana.cells.spiking import Spiking, decay
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, between, log_uniform, time_constant
 
+__all__ = ["ALIFCell", "AdLIFCell"]
+
 
 @final
 class ALIFCell(Spiking):

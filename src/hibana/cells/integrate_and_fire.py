@@ -9,6 +9,8 @@ from hibana.cells.spiking import Spiking
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, finite
 
+__all__ = ["IFCell"]
+
 
 @final
 class IFCell(Spiking):

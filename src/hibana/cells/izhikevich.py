@@ -10,6 +10,8 @@ from hibana.cells.spiking import Spiking
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Value, positive
 
+__all__ = ["IzhikevichCell"]
+
 
 @final
 class IzhikevichCell(Spiking):

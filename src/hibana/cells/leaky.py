@@ -12,6 +12,8 @@ from hibana.cells.spiking import Spiking, bounded_below, decay
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, finite, time_constant
 
+__all__ = ["CubaLIFCell", "LICell", "LIFCell", "PLIFCell", "RefractoryLIFCell"]
+
 
 @final
 class LIFCell(Spiking):

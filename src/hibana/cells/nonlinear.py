@@ -10,6 +10,8 @@ from hibana.cells.spiking import Spiking
 from hibana.cells.surrogate import Step, Surrogate
 from hibana.cells.values import Learn, Reset, Value, positive, time_constant
 
+__all__ = ["EIFCell", "QIFCell"]
+
 
 @final
 class EIFCell(Spiking):

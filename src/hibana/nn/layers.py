@@ -43,8 +43,6 @@ __all__ = [
     "RefractoryLIF",
     "ResonateAndFire",
     "SiLIF",
-    "scale_gradient",
-    "with_gradient",
     "run",
 ]
 

@@ -1,0 +1,53 @@
+# The public names of hibana, for type checkers; __init__.py imports a name when it is first accessed.
+# The wildcard imports contain the neurons: their cells, and their layers.
+from hibana import data as data
+from hibana import learn as learn
+from hibana import network as convert
+from hibana import plot as plot
+from hibana import spikes as events
+from hibana import train as train
+from hibana.cells import *
+from hibana.cells import surrogate as surrogate
+from hibana.cells.surrogate import Heaviside as Heaviside
+from hibana.cli import demo as demo
+from hibana.cli import play as play
+from hibana.compiler import NetworkWarning as NetworkWarning
+from hibana.compiler import SlowPathWarning as SlowPathWarning
+from hibana.compiler import explain as explain
+from hibana.compiler import record as record
+from hibana.compiler import unroll as unroll
+from hibana.network import from_ann as from_ann
+from hibana.network import nir as nir
+from hibana.network import quantize as quantize
+from hibana.network.fold import fold_batchnorm as fold_batchnorm
+from hibana.network.native import compile as compile
+from hibana.network.simulate import simulate as simulate
+from hibana.nn import encode as encode
+from hibana.nn import lengths as lengths
+from hibana.nn import loss as loss
+from hibana.nn import metrics as metrics
+from hibana.nn import models as models
+from hibana.nn.blocks import Checkpointed as Checkpointed
+from hibana.nn.blocks import Normalized as Normalized
+from hibana.nn.blocks import StepsDropout as StepsDropout
+from hibana.nn.blocks import ThresholdBatchNorm2d as ThresholdBatchNorm2d
+from hibana.nn.checking import check as check
+from hibana.nn.delay import Delay as Delay
+from hibana.nn.delay import fix_delays as fix_delays
+from hibana.nn.delay import narrow_delays as narrow_delays
+from hibana.nn.delayed_linear import DelayedLinear as DelayedLinear
+from hibana.nn.delayed_linear import DelayedRecurrent as DelayedRecurrent
+from hibana.nn.each_step import EachStep as EachStep
+from hibana.nn.layers import *
+from hibana.nn.optimize import optimize as optimize
+from hibana.nn.sparse_linear import SparseLinear as SparseLinear
+from hibana.nn.spike_trains import SpikeTrains as SpikeTrains
+from hibana.nn.window import Window as Window
+from hibana.runtime.heap import keep_memory as keep_memory
+from hibana.spikes import Conv2d as Conv2d
+from hibana.spikes import Linear as Linear
+from hibana.spikes.sparse import connect as connect
+from hibana.spikes.tune import tune as tune
+from hibana.train import estimators as sklearn
+from hibana.train.pretrained import pretrained as pretrained
+from hibana.version import __version__ as __version__
