@@ -5,6 +5,7 @@
 object, never by a name: printers make names.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -351,6 +352,26 @@ _Variable = Define | Read | Assign
 _Block = For | Repeat | If | Scratch | Section
 Statement = Let | Offset | Name | Allocate | Call | _Memory | _Atomic | _Variable | _Block
 Body = tuple[Statement, ...]
+
+
+VALUES = Let | Offset | Load | Read | Name
+"""Statements without an effect but their result."""
+
+
+def count_uses(body: Body, uses: Counter[object]) -> None:
+    """Adds to `uses` how often each value and array is an operand in `body`, from the last statement on.
+
+    A statement of :data:`VALUES` whose result has no use uses nothing.
+    """
+    for statement in reversed(body):
+        if isinstance(statement, VALUES) and not uses[statement.result]:
+            continue
+        for field in fields(statement):
+            part = getattr(statement, field.name)
+            if field.name == "body":
+                count_uses(part, uses)
+            elif field.name != "result":
+                uses.update(part if isinstance(part, tuple) else (part,))
 
 
 def _text(part: object, names: dict[Result, str]) -> str:

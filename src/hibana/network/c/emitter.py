@@ -1,6 +1,7 @@
 """The layers of a program for one sample: where their numbers lie in memory, and the loops over them."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,7 +33,7 @@ from hibana.runtime.kernels import (
     Type,
     Value,
 )
-from hibana.runtime.loops import Array, Parameter, Statement
+from hibana.runtime.loops import Array, Body, Parameter, Statement, count_uses
 
 __all__ = ["Emitter", "Spiking"]
 
@@ -66,7 +67,6 @@ class Emitter(Lowering):
         self.memory = Memory()
         self.constants: list[tuple[str, str, Tensor]] = []
         """The name, C's type, and the values of each constant array."""
-        self.constant_bytes = 0
         self.resets: list[Statement] = []
         """They set the state to rest."""
         self.spiking: list[Spiking] = []
@@ -100,8 +100,19 @@ class Emitter(Lowering):
         if name not in self._arrays:
             self._arrays[name] = self._pointer(Array(None, name=name, kind=kind, access="constant"))
             self.constants.append((name, kind, values))
-            self.constant_bytes += SIZES[kind] * values.numel()
         return self._arrays[name]
+
+    def drop_unused_constants(self, bodies: Iterable[Body]) -> None:
+        """Removes the constant arrays that no statement of `bodies` reads."""
+        uses = Counter[object]()
+        for body in bodies:
+            count_uses(body, uses)
+        self.constants = [row for row in self.constants if uses[self.array(self._arrays[row[0]])]]
+
+    @property
+    def constant_bytes(self) -> int:
+        """The size of the constant arrays, in bytes."""
+        return sum(SIZES[kind] * values.numel() for _, kind, values in self.constants)
 
     def constant(self, values: Tensor, name: str = "w") -> Pointer:
         """A constant array of C with `values`, of the smallest type that holds them."""

@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import chain, count
 from typing import Any
 
@@ -84,27 +84,15 @@ class CPrinter:
 
     def lines(self, body: loops.Body) -> list[str]:
         """The lines of a block with the statements `body`."""
-        self._count_uses(body)
+        loops.count_uses(body, self._uses)
         self._print(body)
         lines, self._lines, self._used_names = self._lines, [], set()
         return lines
 
-    def _count_uses(self, body: loops.Body) -> None:
-        """Counts the uses of values, from the last statement on; values without uses use nothing."""
-        for statement in reversed(body):
-            if isinstance(statement, _VALUES) and not self._uses[statement.result]:
-                continue
-            for field in fields(statement):
-                part = getattr(statement, field.name)
-                if field.name == "body":
-                    self._count_uses(part)
-                elif field.name != "result":
-                    self._uses.update(part if isinstance(part, tuple) else (part,))
-
     def _print(self, body: loops.Body) -> None:
         """Prints statements."""
         for statement in body:
-            if not isinstance(statement, _VALUES) or self._uses[statement.result]:
+            if not isinstance(statement, loops.VALUES) or self._uses[statement.result]:
                 self._print_statement(statement)
 
     def _print_statement(self, statement: loops.Statement) -> None:
@@ -324,8 +312,6 @@ class CPrinter:
         return unique
 
 
-_VALUES = loops.Let | loops.Offset | loops.Load | loops.Read | loops.Name
-"""Statements that only define a value."""
 _INTEGERS = ("int8_t", "int16_t", "int32_t", "uint8_t", "uint16_t", "uint32_t", "int64_t")
 _CONVERSIONS = ("extend", "extend signed", "shorten", "real")
 _KINDS: dict[Any, str] = {

@@ -14,14 +14,11 @@ def source(unit: Unit, description: str) -> str:
     """The ``.c`` file of the program `unit`, with the `description` of the network in a comment."""
     name, kind, index, input_kind = unit.name, unit.arithmetic.kind, unit.index, unit.arithmetic.input
     inputs, outputs = f"{name.upper()}_INPUTS", f"{name.upper()}_OUTPUTS"
+    programs = unit.from_numbers, unit.from_events, unit.static, unit.step, unit.resets, _output(unit)
+    bodies = [tuple(statements) for statements in programs]
+    unit.drop_unused_constants(bodies)
     printer = CPrinter()
-    from_numbers, from_events, static, step, resets, output = (
-        printer.lines(tuple(statements))
-        for statements in (
-            *(unit.from_numbers, unit.from_events, unit.static, unit.step, unit.resets),
-            _output(unit),
-        )
-    )
+    from_numbers, from_events, static, step, resets, output = map(printer.lines, bodies)
     constants = [line for constant in unit.constants for line in array(*constant, CONSTANT)]
     is_finite = all(bool(values.isfinite().all()) for _, _, values in unit.constants)
     includes = [] if is_finite and not printer.uses_math else ["#include <math.h>"]

@@ -187,6 +187,7 @@ def _machine(unit: _Unit) -> tuple[Machine, dict[str, tuple[int, int]]]:
     Each pass limits the words of an array to the elements that loops of the previous pass handle together.
     """
     bodies = unit.programs()
+    unit.drop_unused_constants(map(tuple, bodies.values()))
     names = [name for name, *_ in (*unit.constants, *unit.memory.fields())]
     fixed = {*unit.spike_arrays().values(), "input"}
     lanes = {name: unit.adders for name in names if name not in fixed and unit.adders > 1}
