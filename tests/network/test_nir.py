@@ -347,7 +347,8 @@ def test_a_graph_in_a_graph_in_a_graph():
         (hb.RefractoryLIF(), "RefractoryLIFCell"),
         (hb.Izhikevich(), "IzhikevichCell"),
         (hb.Recurrent(hb.IFCell(), 4, nn.Sequential(nn.Linear(4, 4), nn.ReLU())), "way back"),
-        (nn.ReLU(), "ReLU is not a supported layer"),
+        (nn.ReLU(), "ReLU has no NIR form"),
+        (nn.GELU(), "GELU is not a supported layer"),
         (hb.CubaLIF(float("inf")), "finite time constants"),
     ],
 )

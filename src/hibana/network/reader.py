@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,14 +29,7 @@ __all__ = ["read"]
 
 _SIZES: tuple[Any, ...] = (getattr, "size", "dim", "numel")
 """Functions and methods of tensors whose results are sizes."""
-_RECTIFIER = "use neurons, or convert a trained network of ReLUs with hibana.from_ann"
-_NORMALIZATION = "use batch normalization, which is folded into the linear layer or convolution before it"
-_CONCATENATION = "add the outputs of a linear layer for each part, as W [a, b] = W_a a + W_b b"
-_ALTERNATIVES = {
-    **dict.fromkeys(("ReLU", "ReLU6", "relu", "relu_"), _RECTIFIER),
-    **dict.fromkeys(("LayerNorm", "GroupNorm", "layer_norm", "group_norm"), _NORMALIZATION),
-    **dict.fromkeys(("cat", "concat", "concatenate"), _CONCATENATION),
-}
+_ALTERNATIVES = dict.fromkeys(("layer_norm", "group_norm"), "call nn.LayerNorm or nn.GroupNorm")
 """What to use instead of a class or function without a kind, for messages."""
 
 
@@ -184,7 +177,7 @@ class _Reader:
         target: Any = call.target
         kind = kind_of_function(target)
         sources = {source: self._argument(call, source) for source in call.all_input_nodes}
-        args: Any = [sources.get(arg) if isinstance(arg, fx.Node) else arg for arg in call.args]
+        args = _flat(fx.node.map_arg(call.args, cast(Any, sources.get)))
         values = [value for value in args if isinstance(value, _Value)]
         count = sum(isinstance(value, _Value) for value in sources.values())
         name = getattr(target, "__name__", target)
@@ -211,7 +204,7 @@ class _Reader:
         if kind is None or not values or len({value.leading for value in values}) > 1:
             raise unsupported
         constants = [
-            arg for arg, value in zip(runs[0][0], args, strict=True) if not isinstance(value, _Value)
+            arg for arg, value in zip(_flat(runs[0][0]), args, strict=True) if not isinstance(value, _Value)
         ]
         node_count = len(self.nodes)
         self._read(call, kind, None, values, results, tuple(constants), runs[0][1])
@@ -237,7 +230,8 @@ class _Reader:
         leading, name = values[0].leading, call.name if module is None else str(call.target)
         shape = tuple(results[0].shape[leading:])
         node = Node(name, kind.name, module, inputs, shapes, shape)
-        node = kind.read(Call(node, self._where(call), leading, *arguments))
+        function = call.target if module is None else None
+        node = kind.read(Call(node, self._where(call), leading, function, *arguments))
         if node in inputs:  # the call only changes the shape
             self.results[call] = self._reshaped(call, values[0], results)
         else:
@@ -292,6 +286,15 @@ class _Reader:
                 return None
         same_shape = example.shape[leading:] == probe.shape[leading:]
         return _Value(example, probe, leading, node) if same_shape else None
+
+
+def _flat(arguments: Sequence[Any]) -> list[Any]:
+    """`arguments`, with the tensors of a list of tensors in place of the list."""
+    flat: list[Any] = []
+    for argument in arguments:
+        is_list = isinstance(argument, list | tuple) and isinstance(next(iter(argument), 0), Tensor | _Value)
+        flat += argument if is_list else [argument]
+    return flat
 
 
 def _alternative(name: str) -> str:

@@ -1,7 +1,5 @@
 """The arithmetic of a C program: types of its numbers, and the operations of a neuron's step."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,6 @@ from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
 from hibana.network.layers import LAYERS
-from hibana.network.layers.sliding import sliding_window
 from hibana.network.neurons import NeuronLayer, trace_layer
 from hibana.network.node import Node, in_order
 from hibana.network.synapses import by_output
@@ -155,10 +152,10 @@ class IntegerArithmetic:
             return self._sum_bounds(weights, bias, inputs[0], groups)
         if node.kind == "neurons":
             return self._neuron_bounds(trace_layer(node, order, dtype), inputs[0])
-        taps = math.prod(sliding_window(node).kernel) if node.kind == "average" else 1
-        low, high = (sum(bounds[end] for bounds in inputs) * taps for end in (0, 1))
-        reads_zeros = taps > 1 or node.kind == "delay"  # pixels outside the image, steps before the first
-        return (min(0, low), max(0, high)) if reads_zeros else (low, high)
+        *intermediate, output = kind.integer_bounds(node, inputs)
+        for bounds in intermediate:
+            self._check(node, "a product", bounds)
+        return output
 
     def _neuron_bounds(self, layer: NeuronLayer, x: Bounds) -> Bounds:
         """Bounds all states over the steps, for inputs within `x`; returns the bounds of the output."""

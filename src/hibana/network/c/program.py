@@ -75,9 +75,8 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
     sums in the program's order, which is also that of :func:`hibana.compile`.
 
     Args:
-        net: a network over ``[T, batch, ...]`` of linear layers, convolutions, pooling, flatten, batch
-            normalization after a linear layer or convolution, sums, windows, delays, and neurons; it does
-            not change.
+        net: a network over ``[T, batch, ...]`` of linear layers, convolutions, pooling, flatten, rectifiers,
+            normalization, upsampling, concatenations, sums, windows, delays, and neurons; it does not change.
         example: inputs ``[T, batch, ...]``; the program has its dtype, and firing rates are measured on it.
         name: the prefix of the program's functions.
         scores: the reduction of the outputs over time: their ``"sum"``, the ``"max"``, the ``"last"``, or

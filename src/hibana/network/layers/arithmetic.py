@@ -6,8 +6,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler.c.integers import Bounds
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.layers.base import Call, LayerKind, Operations
+from hibana.network.layers.base import Call, IntegerLayer, LayerKind, Operations
 from hibana.network.lowering import Activations, Lowering, spread
 from hibana.network.nir_node import NirNode, check_broadcasts, full_array, tensor
 from hibana.network.node import Node, Shape
@@ -20,6 +21,7 @@ class Input(LayerKind):
     """The input of the network."""
 
     name = "input"
+    has_integers = True
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         """No operations."""
@@ -31,6 +33,7 @@ class Sum(LayerKind):
 
     name = "sum"
     functions = (operator.add, operator.iadd, torch.add, "add", "add_")
+    has_integers = True
 
     def read(self, call: Call) -> Node:
         """The node of `call`; raises Unsupported unless it adds two values of one shape."""
@@ -54,6 +57,20 @@ class Sum(LayerKind):
             values = [(term + offset).load(width) for term in terms]
             (out + offset).store(values[0] + values[1])
         return Activations(node, first.order, out)
+
+    def integer_scale(self, layer: IntegerLayer, module: object, scales: list[Tensor]) -> Tensor:
+        """The scale of both inputs; raises Unsupported if they differ."""
+        first, second = map(layer.one_scale, scales)
+        if first != second:
+            raise Unsupported(
+                f"layer {layer.name!r} adds integers of different scales; add spikes, or outputs of linear "
+                "layers and convolutions that read the input or spikes, each in one sum alone"
+            )
+        return first
+
+    def integer_bounds(self, node: Node, inputs: list[Bounds]) -> list[Bounds]:
+        """The sums of the bounds."""
+        return [(sum(low for low, _ in inputs), sum(high for _, high in inputs))]
 
 
 class Scale(nn.Module):

@@ -5,18 +5,19 @@ A target without a method is refused in one sentence that names the layer and th
 
 import operator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler.c.integers import Bounds
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode
 from hibana.network.node import Node, Shape
 from hibana.network.onnx_step import OnnxStep
 
-__all__ = ["Call", "LayerKind", "Operations"]
+__all__ = ["Call", "IntegerLayer", "LayerKind", "Operations"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Call:
     """The name of the call and of the module that contains it, for messages."""
     leading: int
     """Number of dimensions before those of a sample: time and batch (2), or both joined (1)."""
+    function: Any = None
+    """The function, or the name of the method of a tensor; None for a module."""
     arguments: tuple[Any, ...] = ()
     """Positional arguments of a function other than tensors of the network."""
     named: dict[str, Any] = field(default_factory=dict)
@@ -43,6 +46,29 @@ class Operations(NamedTuple):
     """At the densities of the example."""
     products: int
     """Multiplications of the dense layer."""
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A node without references to modules, so that a copy of the network uses its own modules."""
+
+    name: str
+    kind: str
+    inputs: tuple[int, ...]
+    """Indices of the nodes that it reads."""
+    input_shapes: tuple[Shape, ...]
+    shape: Shape
+    """The shape of one sample of the output."""
+    value_range: tuple[float, float]
+    """Smallest and largest output on the calibration data."""
+    per_channel: bool
+    """Whether each output channel has its own scale."""
+
+    def one_scale(self, scale: Tensor) -> Tensor:
+        """`scale`, an input's scale; raises Unsupported if it has one number per channel."""
+        if scale.numel() > 1:
+            raise Unsupported(f"layer {self.name!r}: the channels of its input have different scales")
+        return scale
 
 
 class LayerKind:
@@ -61,6 +87,11 @@ class LayerKind:
     """Whether a sample of the output has the shape of the input, for every shape."""
     weighted = False
     """Whether the layer adds a row of weights for each input that is not zero."""
+    has_integers = False
+    """Whether the kind has a form for integers."""
+    keeps_channels = False
+    """Whether each channel of the output depends on the same channel of the input only, so that integers of
+    each channel may have a scale of their own."""
 
     def read(self, call: Call) -> Node:
         """The node of `call`, or its input node if the call changes no number.
@@ -96,6 +127,24 @@ class LayerKind:
         ``to.activations`` has the inputs.
         """
         self.refuse(node, to.target)
+
+    def integer_module(self, layer: IntegerLayer, module: Any) -> nn.Module:
+        """The module that computes `layer` on integers, in place of `module`; `module` itself by default.
+
+        Raises Unsupported, naming the layer, if the settings have no form for integers.
+        """
+        return cast(nn.Module, module)
+
+    def integer_scale(self, layer: IntegerLayer, module: Any, scales: list[Tensor]) -> Tensor:
+        """What 1 of the output stands for, one number or one per channel, from the `scales` of the inputs.
+
+        `module` is the result of :meth:`integer_module`; None for a function.
+        """
+        return scales[0]
+
+    def integer_bounds(self, node: Node, inputs: list[Bounds]) -> list[Bounds]:
+        """Bounds of all integers that `node` computes, those of the output last."""
+        return [inputs[0]]
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes `node` into an ONNX `step`, and returns the name of its output."""

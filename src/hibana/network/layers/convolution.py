@@ -25,7 +25,7 @@ class Convolution(SlidingKind):
     name = "convolution"
     types = TORCH_LAYERS["convolution"]
     nir_types = ("Conv1d", "Conv2d")
-    weighted = True
+    weighted = has_integers = True
 
     def check(self, node: Node) -> None:
         """Raises Unsupported for padding other than zeros, or a weight of another size than the settings."""

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler.c.integers import Bounds
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.linear import linear_node
 from hibana.network.lowering import Activations, Lowering, StateArray
@@ -27,11 +28,16 @@ class Delays(LayerKind):
     name = "delay"
     types = (Delay,)
     nir_types = ("Delay",)
-    over_time = elementwise = True
+    over_time = elementwise = has_integers = keeps_channels = True
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         """No operations."""
         return Operations(0, 0, 0)
+
+    def integer_bounds(self, node: Node, inputs: list[Bounds]) -> list[Bounds]:
+        """The bounds of the input, and the zeros of the steps before the first."""
+        low, high = inputs[0]
+        return [(min(0, low), max(0, high))]
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the inputs of the current and previous steps, and a ``Gather`` of the delayed values."""

@@ -20,7 +20,7 @@ class Linear(LayerKind):
     name = "linear"
     types = TORCH_LAYERS["linear"]
     nir_types = ("Linear", "Affine")
-    weighted = True
+    weighted = has_integers = True
 
     def check(self, node: Node) -> None:
         """Raises Unsupported unless samples have one dimension, and the weight the size of the settings."""

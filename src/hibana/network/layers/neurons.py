@@ -36,7 +36,7 @@ class Neurons(LayerKind):
     name = "neurons"
     types: tuple[type[nn.Module], ...] = (OverTime, Recurrent)
     nir_types = ("IF", "LIF", "CubaLIF", "LI", "I")
-    over_time = elementwise = True
+    over_time = elementwise = has_integers = True
 
     def check(self, node: Node) -> None:
         """Raises Unsupported unless the arrays of delayed synapses have the sizes that loops read."""

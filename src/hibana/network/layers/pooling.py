@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells.spiking import Spiking
+from hibana.compiler.c.integers import Bounds
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import TORCH_LAYERS
-from hibana.network.layers.base import Call, Operations
+from hibana.network.layers.base import Call, IntegerLayer, Operations
 from hibana.network.layers.sliding import (
     SlidingKind,
     SlidingWindow,
@@ -40,9 +41,11 @@ class WindowSum(Mean):
     The input may have any number of dimensions before the channels.
     """
 
-    def __init__(self, window: SlidingWindow, *, is_sequence: bool) -> None:
+    def __init__(self, window: SlidingWindow, divisor: int, *, is_sequence: bool) -> None:
         super().__init__(window.kernel, window.stride, window.padding, divisor_override=1)
         self.window, self.sides = window, 1 if is_sequence else 2
+        self.divisor = divisor
+        """The divisor of the average, which the scale of the integers takes up."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
         """The sums ``[..., channels, height, width]``, or ``[..., channels, length]`` of sequences."""
@@ -53,6 +56,8 @@ class WindowSum(Mean):
 
 class Pooling(SlidingKind):
     """The checks and the operation count of both kinds of pooling."""
+
+    has_integers = keeps_channels = True
 
     def check(self, node: Node) -> None:
         """Raises Unsupported for ``ceil_mode``, or an output of another shape than the settings."""
@@ -183,8 +188,35 @@ class Average(Pooling):
         fold = _Fold(to.code.constant(0, element), lambda total, pixel: total + pixel, mean)
         return _pooled(to, node, inputs, is_channels_last, fold)
 
+    def integer_module(self, layer: IntegerLayer, module: Any) -> nn.Module:
+        """The sums over the windows; raises Unsupported if pixels outside of the image are not counted."""
+        if not hasattr(module, "kernel_size"):
+            module = Mean(cast(Any, layer.input_shapes[0][1:]))
+        window = sliding_window(Node(layer.name, self.name, module, (), layer.input_shapes, layer.shape))
+        if isinstance(module, WindowSum) and module.window == window:
+            return module
+        if isinstance(module, WindowSum):
+            raise Unsupported(f"layer {layer.name!r} is called on images of different sizes")
+        if any(window.padding) and not module.count_include_pad:
+            kind = type(module).__name__
+            raise Unsupported(
+                f"layer {layer.name!r}: {kind} with count_include_pad=False has no integer form"
+            )
+        divisor = getattr(module, "divisor_override", None) or math.prod(window.kernel)
+        return WindowSum(window, divisor, is_sequence=len(layer.shape) == 2)
+
+    def integer_scale(self, layer: IntegerLayer, module: Any, scales: list[Tensor]) -> Tensor:
+        """The scale of the input divided by the divisor, since integers are summed."""
+        divisor: int = module.divisor
+        return scales[0] / divisor
+
+    def integer_bounds(self, node: Node, inputs: list[Bounds]) -> list[Bounds]:
+        """The bounds of the sums of all pixels under a window; pixels outside of the image are 0."""
+        (low, high), taps = inputs[0], math.prod(sliding_window(node).kernel)
+        return [(min(0, low * taps), max(0, high * taps)) if taps > 1 else (low, high)]
+
     def to_nir(self, node: Node, dt: float) -> NirNode | tuple[NirNode, ...]:
-        """An ``AvgPool2d`` node; ``SumPool2d`` for the divisor 1, followed by a ``Scale`` for others."""
+        """An ``AvgPool2d node; ``SumPool2d`` for the divisor 1, followed by a ``Scale`` for others."""
         module = node.module
         self.check_sample(node.input_shapes[0], 2)
         pads = bool(np.any(module.padding)) and not module.count_include_pad

@@ -28,7 +28,7 @@ class SparseSynapses(LayerKind):
 
     name = "sparse"
     types: tuple[type[nn.Module], ...] = (SparseLinear,)
-    weighted = True
+    weighted = has_integers = True
 
     def check(self, node: Node) -> None:
         """Raises Unsupported unless the arrays of the synapses fit together, and all indices are in range."""

@@ -21,7 +21,7 @@ class OverWindow(LayerKind):
 
     name = "window"
     types = (Window,)
-    over_time = weighted = True
+    over_time = weighted = has_integers = True
 
     def check(self, node: Node) -> None:
         """Raises Unsupported unless the weight has the size of the settings."""

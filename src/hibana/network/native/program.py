@@ -18,8 +18,8 @@ def compile(net: nn.Module, example: Tensor) -> "Program":  # noqa: A001 - the v
 
     Args:
         net: a network over ``[T, batch, ...]`` of linear layers, convolutions (1 and 2 dimensions), pooling,
-            batch normalization, windows, delays, sums of branches, and neurons of any cell that compiles; or
-            an integer network of :func:`hibana.quantize`.
+            rectifiers, normalization, upsampling, concatenations, windows, delays, sums of branches, and
+            neurons of any cell that compiles; or an integer network of :func:`hibana.quantize`.
         example: an input ``[T, batch, ...]`` on the CPU, float32 or float64; T and batch may differ later.
 
     Raises:

@@ -1,9 +1,7 @@
 """Training of a network in the integers that :func:`hibana.quantize` will give it."""
 
 import copy
-import math
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -20,8 +18,7 @@ from hibana.network.c import exact_dtype
 from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
 from hibana.network.layers import LAYERS
-from hibana.network.layers.pooling import WindowSum
-from hibana.network.layers.sliding import SlidingWindow, sliding_window
+from hibana.network.layers.base import IntegerLayer
 from hibana.network.node import Node
 from hibana.network.quantized.cell import FixedCell, fixed_cell, measure_ranges
 from hibana.network.reader import read
@@ -32,35 +29,10 @@ from hibana.runtime import torch_internals
 
 __all__ = ["QuantizationAware", "quantization_aware"]
 
-_SAME_SCALE = ("maximum", "delay")
-"""Kinds of layers whose output has the scale of the input."""
 _SHARED_SCALE = ("sparse", "delayed sparse")
 """Kinds of layers whose weights, a number for each synapse, have one scale."""
 _EXTRA_BITS = 8
 """Most bits beyond those of the network for weights of layers that are added at a common scale."""
-_KINDS = (
-    *(*_SAME_SCALE, *_SHARED_SCALE, "input", "linear", "convolution", "window", "delayed"),
-    *("average", "sum", "neurons"),
-)
-"""Kinds of layers that have an integer form."""
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A node without references to modules, so that a copy of the network uses its own modules."""
-
-    name: str
-    kind: str
-    inputs: tuple[int, ...]
-    """Indices of the nodes that it reads."""
-    shape: tuple[int, ...]
-    """The shape of one sample of the output."""
-    per_channel: bool
-    """Whether each output channel has its own scale."""
-    area: int
-    """The divisor of an average."""
-    window: SlidingWindow | None
-    """The window of an average."""
 
 
 class QuantizationAware(Quantized):
@@ -138,34 +110,24 @@ class QuantizationAware(Quantized):
             raise Unsupported(f"layer {name!r}: its output channels have different scales")
         self.output_scale = float(self.scales[self.output])
 
-    def _refresh_layer(self, layer: _Layer, scales: list[Tensor]) -> Tensor:
+    def _refresh_layer(self, layer: IntegerLayer, scales: list[Tensor]) -> Tensor:
         """Computes the integers of `layer`, whose inputs have `scales`, and returns its output's scale."""
         if layer.kind == "input":
             return torch.tensor(self.input_scale, dtype=torch.float64, device="cpu")
-        if layer.kind in _SAME_SCALE:
-            return scales[0]
-        if layer.kind == "average":  # the integer network sums
-            return scales[0] / layer.area
         if layer.kind == "neurons":
             return self._refresh_cell(layer, scales[0])
-        if layer.kind != "sum":
+        if LAYERS[layer.kind].weighted:
             return self._refresh_weights(layer, scales[0])
-        first, second = (_one_scale(layer, scale) for scale in scales)
-        if first != second:
-            raise Unsupported(
-                f"layer {layer.name!r} adds integers of different scales; add spikes, or outputs of linear "
-                "layers and convolutions that read the input or spikes, each in one sum alone"
-            )
-        return first
+        return LAYERS[layer.kind].integer_scale(layer, _module(self.net, layer), scales)
 
-    def _refresh_weights(self, layer: _Layer, scale: Tensor) -> Tensor:
+    def _refresh_weights(self, layer: IntegerLayer, scale: Tensor) -> Tensor:
         """Rounds the weight and bias of `layer`, straight through, and returns its output's scale."""
         plain: Any = self.plain.get_submodule(layer.name)
         if layer.per_channel:
             units = row_units(plain.weight.detach().double().flatten(1), self.limit)
-            output_units = units * _one_scale(layer, scale)
+            output_units = units * layer.one_scale(scale)
         else:
-            output_units = self._common_unit(layer, _one_scale(layer, scale))
+            output_units = self._common_unit(layer, layer.one_scale(scale))
             units = output_units / scale
         self.units[layer.name] = units
         buffers = self.net.get_submodule(layer.name)._buffers
@@ -177,7 +139,7 @@ class QuantizationAware(Quantized):
         channels = [-1] + [1] * (len(layer.shape) - 1)
         return output_units.view(channels) if layer.per_channel else output_units[0]
 
-    def _common_unit(self, layer: _Layer, scale: Tensor) -> Tensor:
+    def _common_unit(self, layer: IntegerLayer, scale: Tensor) -> Tensor:
         """The unit, [1], of outputs of `layer`, whose input has the `scale`, and of numbers added to them.
 
         It is the smallest unit that one of them would have alone, and at least a 256th of the largest: the
@@ -195,7 +157,7 @@ class QuantizationAware(Quantized):
         largest = max(units, default=scale.new_full((1,), max(group.values())))
         return torch.maximum(min(units, default=largest), largest / 2**_EXTRA_BITS)
 
-    def _refresh_cell(self, layer: _Layer, scale: Tensor) -> Tensor:
+    def _refresh_cell(self, layer: IntegerLayer, scale: Tensor) -> Tensor:
         """Computes the integer form of the cell of `layer`, and returns the scale of its output."""
         ranges, training = self.ranges.get(layer.name), torch.is_grad_enabled()
         plain = self._cell(layer)
@@ -205,13 +167,13 @@ class QuantizationAware(Quantized):
             neurons.cell = cell.to(self.dtype)
         return cell.unit.double() if cell.unit.numel() > 1 else cell.unit.double().reshape(())
 
-    def _cell(self, layer: _Layer) -> Cell:
+    def _cell(self, layer: IntegerLayer) -> Cell:
         """The float cell of `layer`, whose step includes the recurrent synapses."""
         plain = self.plain.get_submodule(layer.name)
         assert isinstance(plain, OverTime | Recurrent)
         return plain.step() if isinstance(plain, Recurrent) else plain.cell
 
-    def _measure(self, layer: _Layer, calibration: Tensor) -> None:
+    def _measure(self, layer: IntegerLayer, calibration: Tensor) -> None:
         """Measures the ranges in the step of `layer`, a layer of neurons, on `calibration`."""
         inputs: list[Tensor] = []
         module = self.plain.get_submodule(layer.name)
@@ -287,52 +249,45 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
     return aware.train(net.training)
 
 
-def _layer(node: Node, output: Node, index: dict[Node, int], modules: Collection[str]) -> _Layer:
+def _layer(node: Node, output: Node, index: dict[Node, int], modules: Collection[str]) -> IntegerLayer:
     """The record of `node`; raises Unsupported, naming the layer, if it has no integer form.
 
     `modules` are the names of all modules of the network.
     """
-    module: Any = node.module
-    if node.kind not in _KINDS:
-        LAYERS[node.kind].refuse(node, "integer")
-    window = sliding_window(node) if node.kind == "average" else None
-    if window is not None:
-        if any(window.padding) and not module.count_include_pad:
-            kind = type(module).__name__
-            raise Unsupported(f"layer {node.name!r}: {kind} with count_include_pad=False has no integer form")
-        if node.name not in modules:
-            raise Unsupported(
-                f"layer {node.name!r}: a mean in a forward has no integer form; call nn.AdaptiveAvgPool2d(1)"
-            )
-    area = 1 if window is None else _area(node)
+    module, kind = node.module, LAYERS[node.kind]
+    if not kind.has_integers:
+        kind.refuse(node, "integer")
+    if kind.types and node.name not in modules:
+        classes = ", ".join(t.__name__ for t in kind.types if t.__module__.startswith("torch."))
+        raise Unsupported(
+            f"layer {node.name!r}: {kind.title(node)} in a forward has no integer form; call one of {classes}"
+        )
     if isinstance(module, Recurrent) and role_of(module.recurrent) != "linear":
-        kind = type(module.recurrent).__name__
-        raise Unsupported(f"layer {node.name!r}: recurrent synapses of class {kind} have no integer form")
-    has_channels = LAYERS[node.kind].weighted and node.kind not in _SHARED_SCALE
+        synapses = type(module.recurrent).__name__
+        raise Unsupported(f"layer {node.name!r}: recurrent synapses of class {synapses} have no integer form")
+    has_channels = kind.weighted and node.kind not in _SHARED_SCALE
     per_channel = has_channels and _feeds_only_spiking_neurons(node, output)
     inputs = tuple(index[source] for source in node.inputs)
-    return _Layer(node.name, node.kind, inputs, node.shape, per_channel, area, window)
+    return IntegerLayer(
+        node.name, node.kind, inputs, node.input_shapes, node.shape, node.value_range, per_channel
+    )
 
 
-def _area(node: Node) -> int:
-    """The divisor of the pooling `node`."""
-    return int(getattr(node.module, "divisor_override", None) or math.prod(sliding_window(node).kernel))
+def _module(net: nn.Module, layer: IntegerLayer) -> Any:
+    """The module of `layer` in `net`; None for an input or a function."""
+    return net.get_submodule(layer.name) if LAYERS[layer.kind].types else None
 
 
-def _integer_copy(plain: nn.Module, layers: tuple[_Layer, ...]) -> nn.Module:
-    """A copy of `plain` with weights as buffers that :meth:`QuantizationAware.refresh` sets, and with sums
-    instead of averages.
-    """
+def _integer_copy(plain: nn.Module, layers: tuple[IntegerLayer, ...]) -> nn.Module:
+    """A copy of `plain` with modules of integers, whose weights are buffers that ``refresh`` sets."""
     net = copy.deepcopy(plain).requires_grad_(False)
     for layer in layers:
-        module: Any = net.get_submodule(layer.name) if layer.kind not in ("input", "sum") else None
-        if layer.window is not None:
-            if isinstance(module, WindowSum) and module.window != layer.window:
-                raise Unsupported(f"layer {layer.name!r} is called on images of different sizes")
-            net.set_submodule(layer.name, WindowSum(layer.window, is_sequence=len(layer.shape) == 2))
+        kind, module = LAYERS[layer.kind], _module(net, layer)
+        if module is not None and (replacement := kind.integer_module(layer, module)) is not module:
+            net.set_submodule(layer.name, replacement)
         if isinstance(module, Recurrent):
             net.set_submodule(layer.name, OverTime(module.cell))
-        for name in ("weight", "bias") if LAYERS[layer.kind].weighted else ():
+        for name in ("weight", "bias") if kind.weighted else ():
             if (values := getattr(module, name)) is not None:
                 delattr(module, name)
                 module.register_buffer(name, values.detach(), persistent=False)
@@ -365,11 +320,13 @@ def _fixed_scale(node: Node, input_scale: float) -> float | None:
         return input_scale
     if node.kind == "neurons":
         return 1.0 if _are_spiking_neurons(node) else None
-    if node.kind not in (*_SAME_SCALE, "average", "sum"):
+    kind, scales = LAYERS[node.kind], {_fixed_scale(source, input_scale) for source in node.inputs}
+    if kind.weighted or len(scales) > 1 or None in scales:
         return None
-    scales = {_fixed_scale(source, input_scale) for source in node.inputs}
-    scale = scales.pop()
-    return None if scales or scale is None else scale / (_area(node) if node.kind == "average" else 1)
+    layer = _layer(node, node, dict.fromkeys(node.inputs, 0), (node.name,))
+    module = kind.integer_module(layer, node.module) if kind.types else None
+    scale = torch.tensor(scales.pop(), dtype=torch.float64, device="cpu")
+    return float(kind.integer_scale(layer, module, [scale] * len(node.inputs)))
 
 
 def _are_spiking_neurons(node: Node) -> bool:
@@ -382,7 +339,7 @@ def _feeds_only_spiking_neurons(node: Node, output: Node) -> bool:
     """Whether all users of `node` are spiking neurons, with pooling and delays between them at most."""
     for user in node.users:
         is_spiking = _are_spiking_neurons(user)
-        if user.kind in ("maximum", "average", "delay"):
+        if LAYERS[user.kind].keeps_channels:
             is_spiking = _feeds_only_spiking_neurons(user, output)
         if not is_spiking or user.input_shapes[user.inputs.index(node)] != node.shape:
             return False  # a reshaped value has no channels with a scale each
@@ -395,10 +352,3 @@ def _input_scale(node: Node) -> tuple[float, tuple[int, int]]:
     if node.binary or low == high == 0:
         return 1.0, (0, 1)
     return (high / 255, (0, 255)) if low >= 0 else (max(-low, high) / 127, (-127, 127))
-
-
-def _one_scale(layer: _Layer, scale: Tensor) -> Tensor:
-    """`scale`, an input's scale; raises Unsupported if it has one number per channel."""
-    if scale.numel() > 1:
-        raise Unsupported(f"layer {layer.name!r}: the channels of its input have different scales")
-    return scale

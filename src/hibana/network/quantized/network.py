@@ -57,14 +57,16 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
 
         q_oi = round(W_oi / s_o),  s_o = max_i |W_oi| / (2^(bits-1) - 1),  threshold_o / s_o rounded down
 
-    Each output channel before spiking neurons has its own scale, which the threshold of its neuron absorbs.
-    A readout has one scale, so that its outputs can be compared, and so have sparse layers, and layers that
-    are added; among these, weights of layers that read numbers of another scale than the others, such as the
-    input, have up to 8 bits more than `bits`. Weights that are multiples of the smallest one, by at most
-    2^(bits-1) - 1, are exact. Inputs become bytes, unless all are 0 or 1; batch normalization is folded. A
-    leak is a shift if tau is a power of two, else a rounded product. Neurons without a leak that read spikes
-    do not multiply. Cells of any kind get the fixed-point form of their step
-    (:mod:`hibana.compiler.analysis.fixed_point`), with matrices of `bits` bits.
+    Each output channel before spiking neurons has its own scale, which the threshold of its neuron
+    absorbs. Outputs of rectifiers are divided by a power of two, rounded, and limited to 8 bits, which
+    hold the largest output on the calibration data. A readout has one scale, so that its outputs can be
+    compared, and so have sparse layers, and layers that are added; among these, weights of layers that
+    read numbers of another scale than the others, such as the input, have up to 8 bits more than `bits`.
+    Weights that are multiples of the smallest one, by at most 2^(bits-1) - 1, are exact. Inputs become
+    bytes, unless all are 0 or 1; batch normalization is folded. A leak is a shift if tau is a power of
+    two, else a rounded product. Neurons without a leak that read spikes do not multiply. Cells of any
+    kind get the fixed-point form of their step (:mod:`hibana.compiler.analysis.fixed_point`), with
+    matrices of `bits` bits.
 
     Args:
         net: a trained network, as :func:`to_c` takes it, or the result of :func:`quantization_aware`, whose
