@@ -37,6 +37,7 @@ from hibana.cells import (
     Cell,
     CubaLIFCell,
     EIFCell,
+    ExactLIFCell,
     IFCell,
     IzhikevichCell,
     LICell,
@@ -63,6 +64,7 @@ from hibana.nn.layers import (
     QIF,
     AdLIF,
     CubaLIF,
+    ExactLIF,
     Izhikevich,
     OverTime,
     Recurrent,
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from hibana.network.fold import fold_batchnorm
     from hibana.network.native import compile  # noqa: A004 - as torch.compile
     from hibana.network.simulate import simulate
+    from hibana.network.stimulus import Stimulus
     from hibana.nn import encode, lengths, loss
     from hibana.nn import metrics as metrics
     from hibana.nn import models as models
@@ -132,6 +135,7 @@ _MODULES = {
     "network": ("from_ann", "quantize"),
     "network.native": ("compile",),
     "network.simulate": ("simulate",),
+    "network.stimulus": ("Stimulus",),
     "nn.blocks": ("Checkpointed", "Normalized", "StepsDropout", "ThresholdBatchNorm2d"),
     "nn.checking": ("check",),
     "nn.delay": ("Delay", "fix_delays", "narrow_delays"),
@@ -166,6 +170,8 @@ __all__ = [
     "EIF",
     "EIFCell",
     "EachStep",
+    "ExactLIF",
+    "ExactLIFCell",
     "Heaviside",
     "IF",
     "IFCell",
@@ -194,6 +200,7 @@ __all__ = [
     "SparseLinear",
     "SpikeTrains",
     "StepsDropout",
+    "Stimulus",
     "ThresholdBatchNorm2d",
     "Window",
     "check",

@@ -13,6 +13,7 @@ custom neuron is a subclass of :class:`Cell` with one method:
 
 from hibana.cells.adaptive import AdLIFCell, ALIFCell
 from hibana.cells.base import Cell
+from hibana.cells.exact import ExactLIFCell
 from hibana.cells.heaviside import spike
 from hibana.cells.integrate_and_fire import IFCell
 from hibana.cells.izhikevich import IzhikevichCell
@@ -30,6 +31,7 @@ __all__ = [
     "Cell",
     "CubaLIFCell",
     "EIFCell",
+    "ExactLIFCell",
     "IFCell",
     "IzhikevichCell",
     "LICell",

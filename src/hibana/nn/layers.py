@@ -37,6 +37,7 @@ __all__ = [
     "PLIF",
     "QIF",
     "CubaLIF",
+    "ExactLIF",
     "Izhikevich",
     "OverTime",
     "Recurrent",
@@ -358,6 +359,7 @@ CubaLIF = _layer("CubaLIF", cells.CubaLIFCell)
 ALIF = _layer("ALIF", cells.ALIFCell)
 AdLIF = _layer("AdLIF", cells.AdLIFCell)
 RefractoryLIF = _layer("RefractoryLIF", cells.RefractoryLIFCell)
+ExactLIF = _layer("ExactLIF", cells.ExactLIFCell)
 EIF = _layer("EIF", cells.EIFCell)
 QIF = _layer("QIF", cells.QIFCell)
 Izhikevich = _layer("Izhikevich", cells.IzhikevichCell)
