@@ -23,7 +23,7 @@ class ExactLIFCell(Spiking):
         v = v0 * exp(-1/tau) + i0 * tau_synapse / (tau_synapse - tau) * (exp(-1/tau_synapse) - exp(-1/tau))
         i = i0 * exp(-1/tau_synapse) + input_
         s = H(v - threshold)
-        r = period  if s, else  max(r_previous - 1, 0)
+        r = period  if s, else  r_previous - 1  where r_previous > 0, else  0
 
     After a spike in step k, potential and current are 0, and all input of the steps k to ``k + period - 1``
     is lost. Potentials are relative to rest and reset, and in the unit of the current.
@@ -79,7 +79,8 @@ class ExactLIFCell(Spiking):
         s_previous: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The next state, by the equations of the class."""
-        is_held, r = r_previous > 0, torch.clamp(r_previous - 1, min=0)
+        is_held = r_previous > 0
+        r = torch.where(is_held, r_previous - 1, 0)
         i = i_previous if self.keeps_current else torch.where(is_held, 0, i_previous)
         leak, difference = _exp(-1 / self.tau), 1 / self.tau_synapse - 1 / self.tau
         from_current = leak * (1 - _exp(-difference)) / (difference * self.tau)
