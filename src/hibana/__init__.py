@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from hibana.cli import demo as demo
     from hibana.cli import play as play
     from hibana.network import from_ann, quantize
+    from hibana.network import models as models
     from hibana.network import nir as nir
     from hibana.network.fold import fold_batchnorm
     from hibana.network.native import compile  # noqa: A004 - as torch.compile
@@ -94,7 +95,6 @@ if TYPE_CHECKING:
     from hibana.network.stimulus import Stimulus
     from hibana.nn import encode, lengths, loss
     from hibana.nn import metrics as metrics
-    from hibana.nn import models as models
     from hibana.nn.blocks import Checkpointed, Normalized, StepsDropout, ThresholdBatchNorm2d
     from hibana.nn.checking import check
     from hibana.nn.delay import Delay, fix_delays, narrow_delays
@@ -122,7 +122,7 @@ _PUBLIC = {
     "lengths": "nn.lengths",
     "loss": "nn.loss",
     "metrics": "nn.metrics",
-    "models": "nn.models",
+    "models": "network.models",
     "nir": "network.nir",
     "play": "cli.play",
     "plot": "plot",
