@@ -306,9 +306,10 @@ def _read_signs(table: _Table) -> Any:
 def _read_transmitters(table: _Table) -> Any:
     """The sign of each row's transmitter."""
     known = {name: sign for sign, names in _SIGNS.items() for name in names}
-    names = table.required("transmitter").astype(str).str.strip().str.lower()
+    names = table.required("transmitter").astype(str).fillna("").str.strip().str.lower()
     signs = names.map(known).to_numpy(np.float64)
-    table.check("transmitter", ~np.isnan(signs), f"is no transmitter of {', '.join(filter(None, known))}")
+    choice = ", ".join(name for name, sign in known.items() if sign)
+    table.check("transmitter", ~np.isnan(signs), f"is no transmitter of {choice}")
     if missing := int((signs == 0).sum()):
         table.notes.append(f"{table.label}: {missing:,} rows without a known transmitter excite")
     return np.where(signs == 0, 1.0, signs)
