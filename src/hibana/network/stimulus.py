@@ -112,7 +112,7 @@ class Stimulus:
         first += self.first_step
         if self.spikes is not None:
             bounds = self.spikes.steps.new_tensor([first, first + steps])
-            low, high = torch.searchsorted(self.spikes.steps, bounds).tolist()
+            low, high = torch.searchsorted(self.spikes.steps.contiguous(), bounds).tolist()
             neurons = self.spikes.neurons[low:high]
             values = torch.full((len(neurons),), float(self.weight), dtype=torch.float64, device="cpu")
             return self.spikes.steps[low:high] - first, neurons, values
@@ -224,7 +224,7 @@ class Drive:
         for state, events in parts.items():
             event_steps, neurons, values = (torch.cat(part) for part in zip(*events, strict=True))
             order = event_steps.argsort(stable=True) if len(events) > 1 else slice(None)
-            row_starts = torch.searchsorted(event_steps[order], event_steps.new_tensor(range(steps + 1)))
+            row_starts = torch.searchsorted(event_steps[order].contiguous(), event_steps.new_tensor(range(steps + 1)))
             lists[state] = Events(row_starts, neurons[order].to(torch.int32), values[order].to(dtype))
         return lists
 
