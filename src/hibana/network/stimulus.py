@@ -224,7 +224,8 @@ class Drive:
         for state, events in parts.items():
             event_steps, neurons, values = (torch.cat(part) for part in zip(*events, strict=True))
             order = event_steps.argsort(stable=True) if len(events) > 1 else slice(None)
-            row_starts = torch.searchsorted(event_steps[order].contiguous(), event_steps.new_tensor(range(steps + 1)))
+            bounds = event_steps.new_tensor(range(steps + 1))
+            row_starts = torch.searchsorted(event_steps[order].contiguous(), bounds)
             lists[state] = Events(row_starts, neurons[order].to(torch.int32), values[order].to(dtype))
         return lists
 
