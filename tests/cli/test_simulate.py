@@ -20,7 +20,7 @@ def tables(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     source, target = random.integers(0, 60, (2, 500))
-    pd.DataFrame({"source": source, "target": target, "synapses": 12}).to_csv("edges.csv", index=False)
+    pd.DataFrame({"source": source, "target": target, "synapses": 40}).to_csv("edges.csv", index=False)
     kinds = np.where(np.arange(60) < 4, "S", np.where(np.arange(60) < 40, "Inter one", "Inter two"))
     signs = np.where(np.arange(60) % 5, 1, -1)
     pd.DataFrame({"id": range(60), "kind": kinds, "sign": signs}).to_csv("neurons.csv", index=False)

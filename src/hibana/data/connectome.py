@@ -55,5 +55,7 @@ def read_connectome_table(path: str | Path, columns: Mapping[str, Any] | None = 
 
 def _used(names: list[str], columns: Mapping[str, Any]) -> list[str] | None:
     """The columns of connections among `names`; None, which means all, if an end is missing."""
-    found = find_columns(names, columns)
-    return [*dict.fromkeys(found.values())] if {"source", "target"} <= found.keys() else None
+    columns_by_role = find_columns(names, columns)
+    return (
+        [*dict.fromkeys(columns_by_role.values())] if {"source", "target"} <= columns_by_role.keys() else None
+    )

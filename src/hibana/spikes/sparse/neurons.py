@@ -76,7 +76,7 @@ class Neurons:
             names = "no table" if self.table is None else ", ".join(map(str, self.table.columns))
             raise ValueError(f"{name!r} is no column of the table of neurons, which has {names}")
         texts = self.table[name].astype(str)
-        found = np.zeros(len(self), bool)
+        is_match = np.zeros(len(self), bool)
         for each in value if isinstance(value, list | tuple) else [value]:
             pattern = str(each).replace("[", "[[]").replace("?", "[?]")
             matches = texts.map(lambda text, pattern=pattern: fnmatch.fnmatchcase(text, pattern)).to_numpy(
@@ -85,8 +85,8 @@ class Neurons:
             if not matches.any():
                 common = ", ".join(texts.value_counts().index[:8])
                 raise ValueError(f"no neuron has {name}={each}; frequent values are {common}")
-            found |= matches
-        return found
+            is_match |= matches
+        return is_match
 
 
 def as_ids(frame: "DataFrame", label: str, column: str | None) -> tuple[Ids, str]:

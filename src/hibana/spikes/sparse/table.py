@@ -150,14 +150,14 @@ def read_tables(
 def find_columns(names: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The column of `names` for each role that has one: the one in `options`, else by :data:`NAMES`."""
     by_name = {_normal(name): name for name in reversed(names)}
-    found = {}
-    for role, known in NAMES.items():
+    columns_by_role = {}
+    for role, aliases in NAMES.items():
         option = options.get(role)
         if isinstance(option, str) and option in names:
-            found[role] = option
-        elif option is None and (matches := [by_name[name] for name in known if name in by_name]):
-            found[role] = matches[0]
-    return found
+            columns_by_role[role] = option
+        elif option is None and (matches := [by_name[name] for name in aliases if name in by_name]):
+            columns_by_role[role] = matches[0]
+    return columns_by_role
 
 
 @dataclass
@@ -305,10 +305,10 @@ def _read_signs(table: _Table) -> Any:
 
 def _read_transmitters(table: _Table) -> Any:
     """The sign of each row's transmitter."""
-    known = {name: sign for sign, names in _SIGNS.items() for name in names}
+    sign_of = {name: sign for sign, names in _SIGNS.items() for name in names}
     names = table.required("transmitter").astype(str).fillna("").str.strip().str.lower()
-    signs = names.map(known).to_numpy(np.float64)
-    choice = ", ".join(name for name, sign in known.items() if sign)
+    signs = names.map(sign_of).to_numpy(np.float64)
+    choice = ", ".join(name for name, sign in sign_of.items() if sign)
     table.check("transmitter", ~np.isnan(signs), f"is no transmitter of {choice}")
     if missing := int((signs == 0).sum()):
         table.notes.append(f"{table.label}: {missing:,} rows without a known transmitter excite")
@@ -323,11 +323,13 @@ def _added(connections: Connections, notes: list[str]) -> Connections:
     is_first[1:] = (sources.diff() != 0) | (targets.diff() != 0)
     if delays is not None:
         is_first[1:] |= delays[1:] != delays[:-1]
-    kept = int(is_first.sum())
-    if kept == connections.size:
+    count = int(is_first.sum())
+    if count == connections.size:
         return connections
-    notes.append(f"{connections.size - kept:,} rows have the source and target of another row: weights added")
-    sums = torch.zeros(kept, dtype=torch.float64, device="cpu")
+    notes.append(
+        f"{connections.size - count:,} rows have the source and target of another row: weights added"
+    )
+    sums = torch.zeros(count, dtype=torch.float64, device="cpu")
     sums.index_add_(0, is_first.cumsum(0) - 1, weights.double())
     counts = torch.bincount(sources[is_first], minlength=len(connections.row_starts) - 1)
     row_starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
