@@ -1,13 +1,13 @@
 """Learns through a wiring diagram: which group of sensory neurons of a fly larva is stimulated?
 
-    python examples/connectome_learning.py EDGES.csv NEURONS.csv [--seeds 0 1 2] [--steps 150]
+    python examples/connectome_learning.py EDGES.csv NEURONS.csv [--seeds 0 1 2] [--steps 200]
 
-The network has the neurons of Shiu et al. (2024) in steps of 1 ms. The larva's table has no signs, so each neuron
-gets one, drawn once from ``--sign-seed``: 30% inhibit. In each sample, half of the neurons of one group of
-sensory neurons (olfactory, AN, MN, Rh) spike at 150 Hz for 60 ms. The descending neurons, whose kind begins with
-``DN``, are divided into four teams; the team with most spikes is the answer. No readout learns: only the
-synapses of the diagram do, by backpropagation through time. After each step of the optimizer, synapses whose
-sign has changed are set to 0.
+The network has the neurons of Shiu et al. (2024) in steps of 1 ms. The larva's table has no signs, so each
+neuron gets one, drawn once from ``--sign-seed``: 30% inhibit. In each sample, half of the neurons of one
+group of sensory neurons (olfactory, AN, MN, Rh) spike at 150 Hz for 60 ms. The descending neurons, whose kind
+begins with ``DN``, are divided into four teams; the team with most spikes is the answer. No readout learns:
+only the synapses of the diagram do, by backpropagation through time. After each step of the optimizer,
+synapses whose sign has changed are set to 0.
 """
 
 import argparse
@@ -29,6 +29,8 @@ RATE = 0.15
 """Probability of a spike of a stimulated neuron in a step of 1 ms."""
 SHARE = 0.5
 """Share of a group's neurons that are stimulated in a sample."""
+SHARPNESS = 20.0
+"""Factor of the mean numbers of spikes in the loss."""
 CURRENT = 200.0
 """What a spike of the stimulus adds to a neuron's current in mV, so that the neuron spikes."""
 
@@ -81,7 +83,7 @@ def learn(edges: str, neurons: str, seed: int, steps: int, rate: float, sign_see
     table["sign"] = np.where(np.random.default_rng(sign_seed).random(len(table)) < 0.3, -1, 1)
     torch.manual_seed(seed)
     net, order = hb.models.connectome(edges, table, dt=1.0)
-    net.cell.surrogate = hb.surrogate.ATan(0.5)
+    net.cell.surrogate = hb.surrogate.ATan(0.3)
     task = Task(order, seed)
     weight = net.recurrent.weight
     signs = weight.detach().sign()
@@ -93,12 +95,12 @@ def learn(edges: str, neurons: str, seed: int, steps: int, rate: float, sign_see
     for step in range(steps):
         inputs, labels = task.samples(BATCH)
         spikes = net(inputs)
-        loss = torch.nn.functional.cross_entropy(task.scores(spikes), labels)
+        loss = torch.nn.functional.cross_entropy(SHARPNESS * task.scores(spikes), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         with torch.no_grad():
-            weight.copy_(torch.where(weight.sign() == signs, weight, 0))
+            weight.copy_(signs * (signs * weight).clamp(min=0))
         if step % 25 == 24:
             print(
                 f"  step {step + 1}: loss {loss.item():.2f}, {1000 * spikes.mean().item():.1f} Hz", flush=True
@@ -116,8 +118,8 @@ def main() -> None:
     parser.add_argument("edges")
     parser.add_argument("neurons")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--sign-seed", type=int, default=0)
     options = parser.parse_args()
     arguments = options.steps, options.lr, options.sign_seed
