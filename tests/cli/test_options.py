@@ -19,6 +19,10 @@ ALWAYS = {
     "play": {"port", "browser", "trust"},
     "predict": {"stream", "trust"},
     "share": {"overwrite", "trust"},
+    "simulate": {
+        *("neurons", "activate", "rate", "silence", "seconds", "trials", "seed", "out", "csv", "source"),
+        *("target", "weight", "sign", "transmitter", "id"),
+    },
     "train": {
         *("settings", "out", "resume", "overwrite", "threads", "data", "layers", "connectivity", "rewire"),
         *("steps", "coding", "loss", "batch_size", "epochs", "seed", "devices", "nodes", "accelerator"),

@@ -84,6 +84,7 @@ COMMANDS = {
         *(["play"], ["play", "digits"], ["predict", "x.ckpt"], ["predict", "x.ckpt", "y.csv"]),
         *(["convert", "x.ckpt", f"x{ending}"] for ending in (".c", ".html", ".nir", ".onnx", ".pt2")),
         *(["convert", "x.nir", "y.c"], ["share", "x.ckpt", "folder"]),
+        ["simulate", "x.csv", "--activate", "1"],
     ],
 }
 RUN_COMMANDS = """

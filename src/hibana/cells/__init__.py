@@ -11,9 +11,10 @@ custom neuron is a subclass of :class:`Cell` with one method:
 ...         return v, Step()(v - 1.0)
 """
 
-from hibana.cells import adaptive, integrate_and_fire, izhikevich, leaky, nonlinear, resonate
+from hibana.cells import adaptive, exact, integrate_and_fire, izhikevich, leaky, nonlinear, resonate
 from hibana.cells.adaptive import *
 from hibana.cells.base import Cell
+from hibana.cells.exact import *
 from hibana.cells.heaviside import spike
 from hibana.cells.integrate_and_fire import *
 from hibana.cells.izhikevich import *
@@ -28,6 +29,7 @@ from hibana.cells.values import log_uniform
 
 __all__ = ["AtLeast", "Between", "Cell", "log_uniform", "spike"]
 __all__ += adaptive.__all__
+__all__ += exact.__all__
 __all__ += integrate_and_fire.__all__
 __all__ += izhikevich.__all__
 __all__ += leaky.__all__

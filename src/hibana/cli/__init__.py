@@ -27,6 +27,7 @@ _COMMANDS = {
     "predict": ("network_commands", "Classifies samples, the test set or a stream with a trained network."),
     "runs": ("train_commands", "Lists the runs in a folder with their data, results and settings."),
     "share": ("network_commands", "Writes a trained network to a folder for others, with a model card."),
+    "simulate": ("simulate", "Simulates a wiring diagram, some of whose neurons are driven."),
     "train": ("train_commands", "Trains a spiking network and compares it with a linear model."),
 }
 """For each command, the module that defines it, and its line in ``hibana --help``."""

@@ -4,9 +4,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from hibana.compiler import State
 from hibana.compiler.checks import warn_slow
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.simulation import Chunk, Simulation, check_neurons
+from hibana.network.stimulus import Drive, Stimulus
 from hibana.nn.layers import Recurrent, run
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.spike_trains import SpikeTrains
@@ -39,17 +41,57 @@ class Recording(NamedTuple):
     """The number of steps that were simulated, fewer than requested after Ctrl-C."""
 
 
+@overload
 def simulate(
     net: nn.Module,
     steps: int,
     inputs: Tensor | None = None,
     state: dict[str, State] | None = None,
     *,
+    stimulus: Stimulus | Sequence[Stimulus] | None = None,
+    silence: Tensor | None = None,
+    silence_inputs: bool = False,
+    trials: None = None,
     record: Literal["spikes", "counts"] = "spikes",
     neurons: Tensor | None = None,
     every: int = 1,
     progress: bool | None = None,
-) -> tuple[Recording, dict[str, State]]:
+) -> tuple[Recording, dict[str, State]]: ...
+
+
+@overload
+def simulate(
+    net: nn.Module,
+    steps: int,
+    inputs: Tensor | None = None,
+    state: dict[str, State] | None = None,
+    *,
+    stimulus: Stimulus | Sequence[Stimulus] | None = None,
+    silence: Tensor | None = None,
+    silence_inputs: bool = False,
+    trials: int,
+    record: Literal["spikes", "counts"] = "spikes",
+    neurons: Tensor | None = None,
+    every: int = 1,
+    progress: bool | None = None,
+) -> tuple[list[Recording], dict[str, State]]: ...
+
+
+def simulate(
+    net: nn.Module,
+    steps: int,
+    inputs: Tensor | None = None,
+    state: dict[str, State] | None = None,
+    *,
+    stimulus: Stimulus | Sequence[Stimulus] | None = None,
+    silence: Tensor | None = None,
+    silence_inputs: bool = False,
+    trials: int | None = None,
+    record: Literal["spikes", "counts"] = "spikes",
+    neurons: Tensor | None = None,
+    every: int = 1,
+    progress: bool | None = None,
+) -> tuple[Recording | list[Recording], dict[str, State]]:
     """Runs a network for many steps without gradients, and returns its record and its last state.
 
     A :class:`hibana.Recurrent` layer whose synapses are a :class:`hibana.SparseLinear`, with or without
@@ -65,9 +107,15 @@ def simulate(
         steps: the number of steps.
         inputs: the input of every step, ``[features]``, or of each step, ``[steps, features, ...]``. None is
             no input current; other networks than recurrent layers need inputs.
-        state: the state that an earlier simulation or :func:`hibana.run` returned, with a batch of 1; None:
-            the network starts at rest. The state of recurrent synapses with delays ends in the spikes before
-            the last step, ``[longest delay, 1, neurons]``.
+        state: the state that an earlier simulation or :func:`hibana.run` returned, with a batch of 1, or of
+            all `trials`; None: the network starts at rest. The state of recurrent synapses with
+            delays ends in the spikes before the last step, ``[longest delay, 1, neurons]``.
+        stimulus: spikes from outside, of a recurrent layer with sparse synapses.
+        silence: the indices of neurons whose synapses have weight 0; they still spike and are recorded.
+        silence_inputs: whether also the synapses to these neurons have weight 0.
+        trials: the number of simulations that differ in their random numbers and share the synapses; each
+            runs on one thread, as many at once as torch has threads. A list of records is returned, and a
+            state with a batch of trials; after Ctrl-C of those that began. None: one simulation.
         record: ``"spikes"``, or ``"counts"`` for only the number of spikes of each neuron.
         neurons: the indices of output neurons whose states are recorded, ascending; None for no neuron.
         every: states are recorded after each `every` steps.
@@ -89,7 +137,10 @@ def simulate(
     for name, value in (("steps", steps), ("every", every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if trials is not None and (isinstance(trials, bool) or not isinstance(trials, int) or trials < 1):
+        raise ValueError(f"trials must be a whole number of at least 1, or None, got {trials!r}")
     with torch.no_grad(), torch.device("cpu"):
+        drive = Drive(stimulus, silence, silences_inputs=silence_inputs)
         runner: Simulation | _Chunks | None = None
         if isinstance(net, Recurrent) and isinstance(net.recurrent, SparseLinear):
             if state is not None and state.keys() != {""}:
@@ -97,43 +148,102 @@ def simulate(
                 raise ValueError(f"state must have the entry '' of the layer, got {names}")
             try:
                 layer_state = None if state is None else state[""]
-                runner = Simulation(net, steps, inputs, layer_state, neurons, every)
+                runner = Simulation(net, steps, inputs, layer_state, neurons, every, drive, trials)
             except Unsupported as error:
+                if drive or trials is not None:
+                    raise ValueError(
+                        f"stimulus, silence and trials need a native program: {error}"
+                    ) from error
                 warn_slow(net.cell, str(error))
                 zeros = torch.zeros(net.features, dtype=torch.get_default_dtype(), device="cpu")
                 inputs = zeros if inputs is None else inputs
-        runner = runner or _Chunks(net, steps, inputs, state, neurons, every)
-        return _record(runner, steps, keep_spikes=record == "spikes", progress=progress), runner.state()
+        elif drive or trials is not None:
+            raise ValueError(
+                "stimulus, silence and trials need a hb.Recurrent layer with hb.SparseLinear synapses, got "
+                f"{type(net).__name__}"
+            )
+        show = sys.stderr.isatty() if progress is None else progress
+        bar = _Progress(steps * (trials or 1), show=show)
+        with _interruption() as interrupted:
+            if trials is None:
+                runner = runner or _Chunks(net, steps, inputs, state, neurons, every)
+                recording = _record(runner, steps, interrupted, bar, keep_spikes=record == "spikes")
+                return recording, runner.state()
+            assert isinstance(runner, Simulation)
+            return _run_trials(runner, steps, trials, interrupted, bar, keep_spikes=record == "spikes")
+
+
+def _run_trials(
+    runner: Simulation,
+    steps: int,
+    trials: int,
+    interrupted: threading.Event,
+    bar: "_Progress",
+    *,
+    keep_spikes: bool,
+) -> tuple[list[Recording], dict[str, State]]:
+    """Runs each trial of `runner` on one thread; returns the records and states of those that began."""
+
+    def run_trial(index: int) -> tuple[Recording, State] | None:
+        """Runs one trial; None if the user interrupted the simulation before."""
+        if interrupted.is_set() and index:
+            return None
+        with torch.no_grad(), torch.device("cpu"):  # which hold for one thread
+            trial = runner.trial(index)
+            return _record(trial, steps, interrupted, bar, keep_spikes=keep_spikes), trial.state()[""]
+
+    with ThreadPoolExecutor(min(trials, torch.get_num_threads())) as threads:
+        results = [result for result in threads.map(run_trial, range(trials)) if result is not None]
+    recordings, states = zip(*results, strict=True)
+    inner = len(runner.names)
+    parts = enumerate(zip(*states, strict=True))
+    return list(recordings), {"": tuple(torch.cat(part, int(i >= inner)) for i, part in parts)}
 
 
 def _record(
-    runner: "Simulation | _Chunks", steps: int, *, keep_spikes: bool, progress: bool | None
+    runner: "Simulation | _Chunks",
+    steps: int,
+    interrupted: threading.Event,
+    bar: "_Progress",
+    *,
+    keep_spikes: bool,
 ) -> Recording:
-    """Runs `steps` steps, or fewer after Ctrl-C, and returns their record."""
+    """Runs `steps` steps, or fewer after Ctrl-C but at least one chunk, and returns their record."""
     counts = torch.zeros(runner.neurons, dtype=torch.int64, device="cpu")
     chunks: list[tuple[Tensor, Tensor]] = []
     samples: dict[str, list[Tensor]] = {}
     done = 0
-    show = sys.stderr.isatty() if progress is None else progress
-    start = time.perf_counter()
-    with _interruption() as interrupted:
-        while done < steps and not interrupted.is_set():
-            chunk = runner.advance(min(runner.longest_chunk, steps - done))
-            counts += torch.bincount(chunk.neurons, minlength=runner.neurons)
-            if keep_spikes:
-                chunks.append((chunk.spike_steps + done, chunk.neurons))
-            for name, values in chunk.states.items():
-                samples.setdefault(name, []).append(values)
-            done += chunk.steps
-            if show:
-                seconds, end = time.perf_counter() - start, "\n" if done == steps else ""
-                bar = "#" * (30 * done // steps)
-                print(f"\r[{bar:30}] {done:,} of {steps:,} steps, {seconds:.1f} s", end=end, file=sys.stderr)
+    while done < steps and not (done and interrupted.is_set()):
+        chunk = runner.advance(min(runner.longest_chunk, steps - done))
+        counts += torch.bincount(chunk.neurons, minlength=runner.neurons)
+        if keep_spikes:
+            chunks.append((chunk.spike_steps + done, chunk.neurons))
+        for name, values in chunk.states.items():
+            samples.setdefault(name, []).append(values)
+        done += chunk.steps
+        bar.add(chunk.steps)
     spikes = None
     if keep_spikes:
         spike_steps, neurons = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         spikes = SpikeTrains(spike_steps, neurons, (done, runner.neurons))
     return Recording(spikes, counts, {name: torch.cat(values) for name, values in samples.items()}, done)
+
+
+class _Progress:
+    """A bar on the error output, if `show`: how many of `steps` steps of all trials have run."""
+
+    def __init__(self, steps: int, *, show: bool) -> None:
+        self.steps, self.show, self.done = steps, show, 0
+        self.start, self.lock = time.perf_counter(), threading.Lock()
+
+    def add(self, steps: int) -> None:
+        """Adds `steps`, of any thread."""
+        with self.lock:
+            self.done += steps
+            if self.show:
+                seconds, end = time.perf_counter() - self.start, "\n" if self.done == self.steps else ""
+                bar, total = "#" * (30 * self.done // self.steps), f"{self.steps:,} steps, {seconds:.1f} s"
+                print(f"\r[{bar:30}] {self.done:,} of {total}", end=end, file=sys.stderr)
 
 
 @contextmanager

@@ -123,6 +123,10 @@ class Program:
         kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
         kinds |= dict.fromkeys(("row_starts", "bounds", "work", "arrived", "fired", "functions"), Longs)
         kinds |= dict.fromkeys(("targets", "index", "neurons"), Ints)
+        self.events = {"input": "sums"} | {name: name for name in map(str, step.carried[:-1])}
+        """For the input and each state: the argument that its events add to."""
+        for name in self.events:
+            kinds |= {f"{name}_starts": Longs, f"{name}_neurons": Ints, f"{name}_values": self.number}
         numbers = ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples")
         kinds |= dict.fromkeys((*numbers, *map(str, (*step.carried[:-1], *self.parameters))), self.number)
         self.names = tuple(kinds)
@@ -181,6 +185,7 @@ class Program:
         """Computes the step of the neurons from `low` to `high`, and clears their sums."""
         code, a = self.code, self.arguments
         scratch = a["scratch"] + part * (self.scratch_rows * BLOCK)
+        self._add_events("input", t, low, high)
         with code.loop(low, high, BLOCK) as first:
             size = (high - first).smaller(BLOCK)
             sums = a["sums"] + first
@@ -199,6 +204,18 @@ class Program:
                 draws = [a["seed"], a["time"] + t, first] if call.draws else []
                 write_call(code, call, pointers, self.scalars, self.functions, size, draws)
             sums.clear(size)
+        for name in list(self.events)[1:]:
+            self._add_events(name, t, low, high)
+
+    def _add_events(self, name: str, t: Value, low: Value, high: Value) -> None:
+        """Adds the events `name` of step `t` at the neurons from `low` to `high`."""
+        code, a = self.code, self.arguments
+        starts = a[f"{name}_starts"]
+        with code.when(starts.is_not_null()), code.loop(starts[t], starts[t + 1]) as event:
+            neuron = a[f"{name}_neurons"][event].to(LONG)
+            with code.when((neuron >= low) & (neuron < high)):
+                place = a[self.events[name]] + neuron
+                place.store(place.load() + a[f"{name}_values"][event])
 
     def _sample(self, part: Value, t: Value) -> None:
         """Records the states of the selected neurons of `part` if step `t` is one of each `every` steps."""

@@ -1,6 +1,7 @@
 """A recurrent layer with sparse synapses in simulation: its memory, its native program, and its state."""
 
-from typing import Any, NamedTuple
+import copy
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from hibana.compiler.memory_layout import unpack_bits
 from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
 from hibana.network.native.state import pack_bits
 from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, WORDS, Program, index_parts
+from hibana.network.stimulus import GOLDEN, Drive
 from hibana.nn.layers import Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
@@ -49,6 +51,9 @@ class Simulation:
         state: the state of the layer as in :func:`hibana.run`; None: at rest.
         selected: the ascending indices of the neurons whose states are recorded, or None.
         every: states are recorded after each `every` steps.
+        drive: the stimuli and the silenced neurons.
+        trials: the number of trials that :meth:`trial` returns, each for one thread; None: this simulation
+            is the only one and runs on all threads.
 
     Raises:
         Unsupported: if the layer has no native program.
@@ -63,6 +68,8 @@ class Simulation:
         state: State | None,
         selected: Tensor | None,
         every: int,
+        drive: Drive | None = None,
+        trials: int | None = None,
     ) -> None:
         synapses = layer.recurrent
         assert isinstance(synapses, SparseLinear)
@@ -81,21 +88,43 @@ class Simulation:
             "functions": torch.tensor(self.program.addresses or [0], dtype=torch.int64, device="cpu"),
             "bias": None if synapses.bias is None else self._row("bias", synapses.bias),
         }
-        tensors = step.prologue(*tensors_of(cell).values())
+        self.names = cell.state_names()
+        self.drive, self.trials, self.index_of_trial = drive or Drive(), trials, 0
+        self.drive.check(self.neurons, self.names[:-1])
+        tensors = step.prologue(*self.drive.parameters(tensors_of(cell), self.neurons).values())
         for leaf in self.program.parameters:
             numbers = tensors[leaf.index].detach().to(self.dtype)
             self.tensors[str(leaf)] = numbers.expand(shape).flatten().contiguous()
-        self._divide(torch.get_num_threads())
+        self._divide(torch.get_num_threads() if trials is None else 1)
         self._set_synapses(synapses)
         self._set_inputs(steps, inputs)
         check_neurons(selected, self.neurons)
         self.selected = 0 if selected is None else selected.numel()
         self.tensors["neurons"] = None if selected is None else selected.to(torch.int32).contiguous()
         example = torch.zeros(shape, dtype=self.dtype, device="cpu")
-        self.names = cell.state_names()
         self.has_history = isinstance(synapses, LooksBack)
         history = [example.new_zeros(self.delays - 1, *shape)] if self.has_history else []
-        self._set_state(state or (*cell.initial_state(example), *history))
+        self.start = state or (*cell.initial_state(example), *history)
+        """The state before the first step; with trials, its batch has 1 or all of them."""
+        if trials is None:
+            self._set_state(self.start)
+        else:
+            self.trial(trials - 1)  # raises if a state has a wrong shape
+
+    def trial(self, index: int) -> Self:
+        """The simulation of trial `index`, which shares the synapses and may run in a thread of its own."""
+        trial = copy.copy(self)
+        trial.index_of_trial, trial.tensors, start = index, dict(self.tensors), self.start
+        if len(start[0]) > 1:
+            if len(start[0]) != self.trials:
+                raise ValueError(f"state must have a batch of 1 or {self.trials} trials, got {len(start[0])}")
+            states = [part[index : index + 1] for part in start[: len(self.names)]]
+            start = *states, *(part[:, index : index + 1] for part in start[len(self.names) :])
+        for name in ("work", "scratch", "sums"):
+            trial.tensors[name] = self.tensors[name].clone()
+        trial.seed = _signed(self.seed + index * GOLDEN)
+        trial._set_state(start)
+        return trial
 
     def _row(self, name: str, values: Tensor) -> Tensor:
         """`values` as a contiguous row ``[neurons]`` in the dtype of the simulation."""
@@ -145,6 +174,7 @@ class Simulation:
                 "each row of synapses must be sorted by delay, then target: use Connections.from_pairs"
             )
         self.tensors |= {"row_starts": checked.row_starts, "targets": synapses.targets, "index": index}
+        weights = self.drive.weights(weights, checked.row_starts, synapses.targets)
         self.tensors["weights"] = weights.detach().contiguous()
 
     def _set_inputs(self, steps: int, inputs: Tensor | None) -> None:
@@ -193,15 +223,24 @@ class Simulation:
         inputs = self.tensors["inputs"]
         if inputs is not None and self.input_stride:
             inputs = inputs[self.time :]
+        events: dict[str, Any] = {}
+        for target in self.program.events:  # without events the addresses are 0
+            events |= dict.fromkeys(f"{target}_{part}" for part in ("starts", "neurons", "values"))
+        drawn = self.drive.events(self.index_of_trial, self.time, steps, self.dtype)
+        for state, (starts, event_neurons, values) in drawn.items():
+            target = "input" if state is None else f"{state}_state"
+            events |= {f"{target}_starts": starts, f"{target}_neurons": event_neurons}
+            events[f"{target}_values"] = values.contiguous()
         arguments = {
             **self.tensors,
+            **events,
             **{"fired": fired, "samples": samples, "arrived": arrived, "inputs": inputs},
             **{"steps": steps, "time": self.time, "seed": self.seed, "parts": self.parts},
             **{"delays": self.delays, "keys": self.delays * self.parts, "words": self.words},
             **{"input_stride": self.input_stride, "every": self.every, "selected": self.selected},
         }
-        values = [arguments[name] for name in self.program.names]
-        numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in values]
+        leaves = [arguments[name] for name in self.program.names]
+        numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in leaves]
         run(self.program.kernel.address, self.parts, pack_arguments(numbers))
         self.fired, self.time = fired[steps:].clone(), self.time + steps
         spike_steps, words = fired[self.delays :].nonzero(as_tuple=True)
@@ -211,6 +250,11 @@ class Simulation:
         by_state = samples.unbind(1) if self.selected else ()
         states = {name: values.clone() for name, values in zip(self.names, by_state, strict=False)}
         return Chunk(steps, spike_steps[places], neurons, states)
+
+
+def _signed(seed: int) -> int:
+    """`seed` modulo 2^64 as a signed number of 64 bits."""
+    return (seed + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def check_neurons(selected: object, neurons: int) -> None:

@@ -22,6 +22,7 @@ from hibana.compiler import (
     unroll_compiled,
     unroll_layer,
 )
+from hibana.compiler.call_context import is_traced_or_transformed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
 from hibana.nn.running import LooksBack, Stateful, check_knows_no_time, run
@@ -37,6 +38,7 @@ __all__ = [
     "PLIF",
     "QIF",
     "CubaLIF",
+    "ExactLIF",
     "Izhikevich",
     "OverTime",
     "Recurrent",
@@ -104,7 +106,8 @@ class Recurrent(Stateful):
 
     A linear map, ``nn.Linear``, :class:`hibana.Linear` or :class:`hibana.SparseLinear`, is compiled with the
     cell as one step, and adds a row of weights per spike. With delays d of a :class:`hibana.SparseLinear` or
-    :class:`hibana.DelayedLinear`, a synapse reads ``s_(t - 1 - d)``; a Python loop runs the steps, and the
+    :class:`hibana.DelayedLinear`, a synapse reads ``s_(t - 1 - d)``; a Python loop runs the steps, in
+    blocks as long as the shortest delay of a :class:`hibana.SparseLinear` and one step, and the
     state in :func:`run` is the state of the cell and then the spikes of the steps before the last one,
     ``[longest delay, B, F]``.
 
@@ -178,7 +181,10 @@ class Recurrent(Stateful):
             )
         step = evaluate_parametrizations(self.step())
         if isinstance(step.recurrent, LooksBack):  # synapses with delays
-            return self._loop(step.cell, inputs, state, step.recurrent.reach, step.recurrent.feedback())
+            synapses = step.recurrent
+            size = 1 if is_traced_or_transformed(inputs) else 1 + synapses.shortest
+            feedback = synapses.feedback() if size == 1 else synapses.feedback_of_block(size)
+            return self._loop(step.cell, inputs, state, synapses.reach, feedback, size)
         result = unroll_compiled(step, inputs, state, backend=self.backend)
         if result is not None:
             return result
@@ -194,6 +200,7 @@ class Recurrent(Stateful):
         state: State | None,
         reach: int,
         feedback: Callable[[list[Tensor]], Tensor],
+        size: int = 1,
     ) -> tuple[Tensor, State]:
         """The outputs of `cell` for `inputs` plus the feedback of earlier spikes, and the last state.
 
@@ -204,7 +211,8 @@ class Recurrent(Stateful):
                 rest.
             reach: the longest delay in steps, in addition to the one step that every spike takes.
             feedback: from the spikes ``[B, F, ...]`` of the last ``reach + 1`` steps to the input that they
-                cause.
+                cause in the next step, or in the next `size` steps, ``[size, B, F, ...]``.
+            size: the number of steps that are computed at once, at most the shortest delay and one step.
 
         Raises:
             ValueError: if the spikes in `state` have the wrong shape.
@@ -222,13 +230,12 @@ class Recurrent(Stateful):
         spikes = [*(history.to(inputs.dtype).unbind() if reach else ()), cell_state[-1].to(inputs.dtype)]
         outputs = []
         with cached_parametrizations():
-            for input_ in inputs:
+            for block in torch.split(inputs, size):
                 currents = scale_gradient(feedback(spikes[len(spikes) - reach - 1 :]), self.gradient_scale)
-                output, cell_state = unroll_layer(
-                    cell, (input_ + currents)[None], cell_state, backend=self.backend
-                )
+                currents = currents[: len(block)] if size > 1 else currents[None]
+                output, cell_state = unroll_layer(cell, block + currents, cell_state, backend=self.backend)
                 outputs.append(output)
-                spikes.append(output[0])
+                spikes += output.unbind()
         last_spikes = spikes[len(spikes) - reach - 1 : -1]
         return torch.cat(outputs), (*cell_state, torch.stack(last_spikes) if last_spikes else history)
 
@@ -356,6 +363,7 @@ CubaLIF = _layer("CubaLIF", cells.CubaLIFCell)
 ALIF = _layer("ALIF", cells.ALIFCell)
 AdLIF = _layer("AdLIF", cells.AdLIFCell)
 RefractoryLIF = _layer("RefractoryLIF", cells.RefractoryLIFCell)
+ExactLIF = _layer("ExactLIF", cells.ExactLIFCell)
 EIF = _layer("EIF", cells.EIFCell)
 QIF = _layer("QIF", cells.QIFCell)
 Izhikevich = _layer("Izhikevich", cells.IzhikevichCell)

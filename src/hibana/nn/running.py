@@ -119,6 +119,21 @@ class LooksBack(Stateful):
 
         return last_output
 
+    @property
+    def shortest(self) -> int:
+        """A number of last steps, at most `reach`, on which no output depends."""
+        return 0
+
+    def feedback_of_block(self, size: int) -> Callable[[list[Tensor]], Tensor]:
+        """As :meth:`feedback`, to the last output and the ``size - 1`` outputs that follow it."""
+
+        def outputs(inputs: list[Tensor]) -> Tensor:
+            """The outputs of `size` steps, at most ``shortest + 1``; so none depends on the zeros."""
+            zeros = inputs[-1].new_zeros(size - 1, *inputs[-1].shape)
+            return self.outputs_after(torch.stack(inputs[:-1]), torch.cat([inputs[-1][None], zeros]))
+
+        return outputs
+
     def _history(self, state: State, inputs: Tensor) -> Tensor:
         """The steps in `state`, in the dtype of `inputs`; raises ValueError if their shape is wrong."""
         shape = (self.reach, *inputs.shape[1:])

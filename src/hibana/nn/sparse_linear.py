@@ -11,7 +11,7 @@ from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy, is_traced_or
 from hibana.compiler.graph.sparse import TracedSparseLinear
 from hibana.nn.window import LooksBack, check_sizes
 from hibana.runtime import available
-from hibana.runtime.synapses import SynapseIndex, longest_delay
+from hibana.runtime.synapses import SynapseIndex, longest_delay, shortest_delay
 from hibana.spikes.bits import pack_binary
 from hibana.spikes.checks import is_constant_over_time, kernels_accept
 from hibana.spikes.layer import (
@@ -277,6 +277,14 @@ class DelayedSparseLinear(LooksBack, SparseLinear):
     """A :class:`SparseLinear` whose synapses have delays; its state is the last :attr:`reach` input steps."""
 
     reach = SparseLinear.reach  # otherwise abstract
+
+    @property
+    def shortest(self) -> int:
+        """The shortest delay in steps, 0 while ``torch.compile`` traces."""
+        delays = self.delays
+        if type(delays) is not Tensor or delays.is_meta or torch.compiler.is_compiling():
+            return 0
+        return shortest_delay(delays)
 
     def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         """The sums over all synapses, ``[T, batch, out_features]``; no history means zeros."""

@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from hibana.runtime import available
 from hibana.runtime.kernels import LONG, Bytes, Code, Longs, Value, kernel, pack_arguments, run
 
-__all__ = ["SynapseIndex", "longest_delay"]
+__all__ = ["SynapseIndex", "longest_delay", "shortest_delay"]
 
 Result = TypeVar("Result")
 PART = 1 << 18
@@ -126,6 +126,16 @@ def _checked_index(
 def longest_delay(delays: Tensor) -> int:
     """The longest of `delays` in steps, remembered until these change; 0 without synapses."""
     return _remember(_maximum, delays)
+
+
+def shortest_delay(delays: Tensor) -> int:
+    """The shortest of `delays` in steps, remembered until these change; 0 without synapses."""
+    return _remember(_minimum, delays)
+
+
+def _minimum(delays: Tensor) -> int:
+    """The smallest number of `delays`; 0 without numbers."""
+    return int(delays.min()) if delays.numel() else 0
 
 
 def _maximum(delays: Tensor) -> int:

@@ -28,10 +28,13 @@ from hibana.cells.peer_aliases import unknown_argument_error
 from hibana.compiler.draws import new_seed
 from hibana.spikes.sparse.connections import Connections
 from hibana.spikes.sparse.generate import Array, Distribution, Pattern, Projection, draw_sets, generate
+from hibana.spikes.sparse.neurons import Neurons
+from hibana.spikes.sparse.table import from_table
 
 __all__ = [
     "Connections",
     "Distribution",
+    "Neurons",
     "Options",
     "Rule",
     "connections",
@@ -40,6 +43,7 @@ __all__ = [
     "fixed_in_degree",
     "fixed_out_degree",
     "fixed_total",
+    "from_table",
     "gaussian",
     "normal",
     "one_to_one",
