@@ -85,6 +85,20 @@ class Reshaped(nn.Module):
         return f"{self.operation!r}, {self.shape}"
 
 
+class Concatenated(nn.Module):
+    """A layer's output, which has the shape of its input, beside its input, along dimension `dim`."""
+
+    def __init__(self, layer: nn.Module, dim: int) -> None:
+        super().__init__()
+        self.layer, self.dim = layer, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.layer(x), x], self.dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
 class Branch(nn.Module):
     """The sum of a layer's output and half of its input, which has the same shape."""
 
@@ -140,7 +154,7 @@ def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Modu
     channels, *sides = shape
     outputs = draw.choice([1, n])
     match draw.choice(
-        [weighted, weighted, "neurons", "neurons", "delay", "window", "branch", "reshape", "pool"]
+        [weighted, weighted, "neurons", "neurons", "delay", "window", "branch", "reshape", "pool", "more"]
     ):
         case "linear" if draw.random() < 0.2:
             return hb.DelayedLinear(channels, outputs, 2, bias=draw.random() < 0.5), (outputs,)
@@ -166,6 +180,8 @@ def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Modu
             return layer, (outputs, *sides)
         case "branch":
             return Branch(_neurons(draw, shape)), shape
+        case "more":
+            return _ordinary(draw, shape)
         case "pool" if sides:
             if draw.random() < 0.3:
                 mean = nn.AdaptiveAvgPool1d(1) if len(sides) == 1 else nn.AdaptiveAvgPool2d(1)
@@ -188,6 +204,21 @@ def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Modu
         ][: 8 if draw.random() < 0.2 else 6]
     )
     return (Reshaped(operation, new_shape), new_shape) if 0 < len(new_shape) < 4 else (nn.Identity(), shape)
+
+
+def _ordinary(draw: random.Random, shape: tuple[int, ...]) -> tuple[nn.Module, tuple[int, ...]]:
+    """Draws a rectifier, a concatenation or an upsampling for samples of `shape`."""
+    sides = shape[1:]
+    if draw.random() < 0.5 or math.prod(shape) > 64:
+        layer = draw.choice([nn.ReLU(), nn.ReLU6(), nn.PReLU(init=draw.choice([-0.5, 0.25, 1.5]))])
+        return _wrap(draw, layer, shape, shape)
+    if sides and draw.random() < 0.5:
+        factors = [draw.choice([1, 2, 3]) for _ in sides]
+        up = nn.Upsample(scale_factor=tuple(map(float, factors)))
+        return _wrap(draw, up, shape, (shape[0], *(f * s for f, s in zip(factors, sides, strict=True))))
+    dim = draw.randrange(len(shape))
+    doubled = tuple(2 * size if i == dim else size for i, size in enumerate(shape))
+    return Concatenated(_neurons(draw, shape), dim - len(shape)), doubled
 
 
 def _wrap(
