@@ -160,12 +160,11 @@ def _random_neurons(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     def draw(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator, device="cpu")
 
-    half = GROUPS // 2
-    lengths = WINDOW ** draw(half, 1)
-    lags = [(draw(half, NEURONS) * (lengths + 1)).long().clamp(max=WINDOW - 1) for _ in range(2)]
+    lengths = WINDOW ** draw(WINDOWED, 1)
+    lags = [(draw(WINDOWED, NEURONS) * (lengths + 1)).long().clamp(max=WINDOW - 1) for _ in range(2)]
     lags[0][:, 0] = 0
-    kinds = len(TIMES) * (draw(half, NEURONS) < 0.5)  # of values or of changes
-    sums = [WINDOW + 1 + kinds + (draw(half, NEURONS) * len(TIMES)).long() for _ in range(2)]
+    kinds = len(TIMES) * (draw(SUMMED, NEURONS) < 0.5)  # of values or of changes
+    sums = [WINDOW + 1 + kinds + (draw(SUMMED, NEURONS) * len(TIMES)).long() for _ in range(2)]
     first, second = (torch.cat(pair).byte() for pair in zip(lags, sums, strict=True))
     single = draw(GROUPS, NEURONS) < 0.5
     second[single] = WINDOW  # a feature that is always 0

@@ -10,10 +10,14 @@ WINDOW = 64
 """Steps that the neurons of the first half of the groups see."""
 TIMES = tuple(2.0**k for k in range(7))
 """Time constants of the leaky sums in steps."""
-GROUPS, NEURONS = 64, 6
+WINDOWED, SUMMED, NEURONS = 96, 32, 6
+"""Groups of neurons that see the last steps; groups that see leaky sums; neurons in each."""
+GROUPS = WINDOWED + SUMMED
 SUMS = 2 * len(TIMES)
 BINS, LOWEST, PER_OCTAVE = 160, 2.0**-4, 8
 """Bins of a histogram, its lower end, and bins in an octave."""
+RARE = 0.1
+"""Count of a pattern that never occurred."""
 TAIL = 0.01
 """Share of steps from which the tail is estimated."""
 PRIOR_STEPS, PRIOR_EXCESS = 5.0, 0.1
@@ -126,7 +130,8 @@ def step(
                         arrays[name][i] = arrays[name][i] * 0.5
         age = moments[_AGE].named("age")
         moments[_AGE] = (age < WARM_UP).select(age + 1, age)
-        result = (age < WARM_UP).select(0.0, _larger(level, pattern)).named("surprise")
+        both = _larger(level, pattern) + (level + pattern) * 0.5
+        result = (age < WARM_UP).select(0.0, both).named("surprise")
         decay = math.exp(-1 / ADAPTATION_TIME)
         adaptation = (moments[_ADAPTATION] * (age > 0).select(code.constant(decay, FLOAT), 0.0)).named(
             "adaptation"
@@ -208,7 +213,7 @@ def _surprise(
             is_spike = added - subtracted > cuts[k]
             pattern.value = pattern.value * 2 + is_spike.select(code.constant(1), 0)
         place = (counts + (g << NEURONS) + pattern.value).named("its_count")
-        share = (place[0] + 0.5) / (count + 1)
+        share = (place[0] + RARE) / (count + 1)
         total.value = total.value - share.call("log2")
         with code.when(learn):
             place[0] = place[0] + 1
