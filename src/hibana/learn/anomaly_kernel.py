@@ -1,8 +1,9 @@
 """The loops of :class:`hibana.learn.AnomalyDetector`, which run natively and are printed as C."""
 
 import math
+from typing import Any
 
-from hibana.runtime.kernels import FLOAT, LONG, Bytes, Code, Floats, Value, Variable, kernel
+from hibana.runtime.kernels import FLOAT, INT, LONG, Bytes, Code, Floats, Pointer, Shorts, Value, kernel
 
 __all__ = ["ARRAYS", "GROUPS", "NEURONS", "TIMES", "WINDOW", "score_steps", "step"]
 
@@ -37,7 +38,7 @@ ARRAYS = {
     "tails": 2 * BINS,
     "counts": GROUPS << NEURONS,
 }
-"""Float32 numbers of each array of a column's state.
+"""Length of each array of a column's state: float32, counts are 16-bit integers.
 
 Moments are the number of learned steps and of steps since the reset, mean and variance, adaptation, and the
 last value. Features are the last values, a zero, and the standardized sums; sums are followed by their means
@@ -59,7 +60,7 @@ def score_steps(
     features: Floats,
     sums: Floats,
     tails: Floats,
-    counts: Floats,
+    counts: Shorts,
     first: Bytes,
     second: Bytes,
     cuts: Floats,
@@ -107,27 +108,30 @@ def step(
     first: Bytes,
     second: Bytes,
     cuts: Floats,
-    **state: Floats,
+    **state: Pointer,
 ) -> None:
     """Adds a step of all columns: writes the largest score to `score`. See :func:`score_steps`."""
     score[0] = -1e30
     with code.loop(0, columns, name="column") as column:
-        arrays = {name: (state[name] + column * size).named(f"its_{name}") for name, size in ARRAYS.items()}
-        moments, features, tails = arrays["moments"], arrays["features"], arrays["tails"]
+        arrays: dict[str, Any] = {
+            name: (state[name] + column * size).named(f"its_{name}") for name, size in ARRAYS.items()
+        }
+        moments, features, sums, tails, counts = arrays.values()
         count = moments[_COUNT].named("count")
         value = _standardize(code, inputs[column].named("x"), moments, learn, count, _MEAN, _VARIANCE)
         value = _clipped(value, LARGEST).named("z")
-        _add_features(code, value, moments, features, arrays["sums"], learn, count)
-        surprise = _surprise(code, features, arrays["counts"], first, second, cuts, learn, count)
+        _add_features(code, value, moments, features, sums, learn, count)
+        surprise = _surprise(code, features, counts, first, second, cuts, learn, count)
         level = _tail(code, tails, abs(value).named("distance"), learn, count).named("level")
         pattern = _tail(code, tails + BINS, surprise, learn, count).named("pattern")
         with code.when(learn):
             moments[_COUNT] = count + 1
             with code.when(moments[_COUNT] >= memory):
                 moments[_COUNT] = moments[_COUNT] * 0.5
-                for name in ("tails", "counts"):
-                    with code.loop(0, ARRAYS[name], name="i") as i:
-                        arrays[name][i] = arrays[name][i] * 0.5
+                with code.loop(0, ARRAYS["tails"], name="i") as i:
+                    tails[i] = tails[i] * 0.5
+                with code.loop(0, ARRAYS["counts"], name="i") as i:
+                    counts[i] = counts[i] >> 1
         age = moments[_AGE].named("age")
         moments[_AGE] = (age < WARM_UP).select(age + 1, age)
         both = _larger(level, pattern) + (level + pattern) * 0.5
@@ -196,7 +200,7 @@ def _add_features(
 def _surprise(
     code: Code,
     features: Floats,
-    counts: Floats,
+    counts: Shorts,
     first: Bytes,
     second: Bytes,
     cuts: Floats,
@@ -213,10 +217,11 @@ def _surprise(
             is_spike = added - subtracted > cuts[k]
             pattern.value = pattern.value * 2 + is_spike.select(code.constant(1), 0)
         place = (counts + (g << NEURONS) + pattern.value).named("its_count")
-        share = (place[0] + RARE) / (count + 1)
+        number = place[0].named("number")
+        share = (number.to(INT).real(FLOAT) + RARE) / (count + 1)
         total.value = total.value - share.call("log2")
         with code.when(learn):
-            place[0] = place[0] + 1
+            place[0] = number + 1
     return (total.value * (1 / GROUPS)).named("bits")
 
 
