@@ -47,8 +47,8 @@ class AnomalyDetector(nn.Module):
     4. :math:`n_g(c)` counts how often the neurons of group `g` had the pattern of spikes `c` in `n` steps.
        The rarity of a step's patterns is :math:`r = -\frac1{128} \sum_g \log_2 \frac{n_g(c_g) + 0.1}{n + 1}`.
     5. :math:`P(y)` is the share of earlier steps whose `y` was at least as large; above the 99% quantile `q`
-       it continues as :math:`P(q) (y / q)^{-1/\xi}`, with Hill's estimate of :math:`\xi`. A histogram of `y` in
-       eighths of an octave holds both. With :math:`l = -\log_{10} P(|z|)` and
+       it continues as :math:`P(q) (y / q)^{-1/\xi}`, with Hill's estimate of :math:`\xi`. A histogram of
+       `y` in eighths of an octave holds both. With :math:`l = -\log_{10} P(|z|)` and
        :math:`m = -\log_{10} P(r)`, the surprise is :math:`\max(l, m) + (l + m) / 2`.
     6. The score adapts, as the threshold of an adaptive neuron: it is the surprise minus half of the largest
        earlier surprise, which decays with a time constant of 400 steps.
@@ -119,7 +119,7 @@ class AnomalyDetector(nn.Module):
         values = (values[:, None] if values.ndim == 1 else values).contiguous()
         if values.ndim != 2 or values.shape[1] != self.columns:
             raise ValueError(
-                f"series must be [steps, {self.columns}], the columns of the detector, got {tuple(series.shape)}"
+                f"series must be [steps, {self.columns}], as in the detector, got {tuple(series.shape)}"
             )
         if not bool(values.isfinite().all()):
             raise ValueError("series must be finite in float32: fill in or leave out other steps")

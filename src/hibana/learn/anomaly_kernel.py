@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from hibana.runtime.kernels import FLOAT, INT, LONG, Bytes, Code, Floats, Pointer, Shorts, Value, kernel
+from hibana.runtime.kernels import FLOAT, INT, LONG, Bytes, Code, Floats, Shorts, Value, kernel
 
 __all__ = ["ARRAYS", "GROUPS", "NEURONS", "TIMES", "WINDOW", "score_steps", "step"]
 
@@ -90,11 +90,12 @@ def score_steps(
         learn: 1 to learn, else 0.
         memory: number of steps at which counts are halved.
     """
-    state = {"moments": moments, "features": features, "sums": sums, "tails": tails, "counts": counts}
-    tables = {"first": first, "second": second, "cuts": cuts}
+    state: dict[str, Any] = {"moments": moments, "features": features, "sums": sums, "tails": tails}
+    state["counts"] = counts
+    tables = first, second, cuts
     with code.loop(0, steps, name="t") as t:
         row = (inputs + t * columns).named("row")
-        step(code, row, scores + t, columns, learn.differs(0), memory.real(FLOAT), **state, **tables)
+        step(code, row, scores + t, columns, learn.differs(0), memory.real(FLOAT), tables, state)
 
 
 def step(
@@ -104,13 +105,21 @@ def step(
     columns: Value | int,
     learn: Value,
     memory: Value | float,
-    *,
-    first: Bytes,
-    second: Bytes,
-    cuts: Floats,
-    **state: Pointer,
+    tables: tuple[Bytes, Bytes, Floats],
+    state: dict[str, Any],
 ) -> None:
-    """Adds a step of all columns: writes the largest score to `score`. See :func:`score_steps`."""
+    """Adds a step of all columns: writes the largest score to `score`.
+
+    Args:
+        code: the function under construction.
+        inputs: values, ``[columns]``.
+        score: a number.
+        columns: number of columns.
+        learn: whether to learn.
+        memory: number of steps at which counts are halved.
+        tables: the two features and the threshold of each neuron.
+        state: addresses of :data:`ARRAYS`, ``[columns, ...]``.
+    """
     score[0] = -1e30
     with code.loop(0, columns, name="column") as column:
         arrays: dict[str, Any] = {
@@ -121,7 +130,7 @@ def step(
         value = _standardize(code, inputs[column].named("x"), moments, learn, count, _MEAN, _VARIANCE)
         value = _clipped(value, LARGEST).named("z")
         _add_features(code, value, moments, features, sums, learn, count)
-        surprise = _surprise(code, features, counts, first, second, cuts, learn, count)
+        surprise = _surprise(code, features, counts, tables, learn, count)
         level = _tail(code, tails, abs(value).named("distance"), learn, count).named("level")
         pattern = _tail(code, tails + BINS, surprise, learn, count).named("pattern")
         with code.when(learn):
@@ -201,9 +210,7 @@ def _surprise(
     code: Code,
     features: Floats,
     counts: Shorts,
-    first: Bytes,
-    second: Bytes,
-    cuts: Floats,
+    tables: tuple[Bytes, Bytes, Floats],
     learn: Value,
     count: Value,
 ) -> Value:
@@ -213,8 +220,8 @@ def _surprise(
         pattern = code.variable(0)
         with code.loop(0, NEURONS, name="i") as i:
             k = (g * NEURONS + i).named("k")
-            added, subtracted = (features[table[k].to(LONG)] for table in (first, second))
-            is_spike = added - subtracted > cuts[k]
+            first, second, cuts = tables
+            is_spike = features[first[k].to(LONG)] - features[second[k].to(LONG)] > cuts[k]
             pattern.value = pattern.value * 2 + is_spike.select(code.constant(1), 0)
         place = (counts + (g << NEURONS) + pattern.value).named("its_count")
         number = place[0].named("number")

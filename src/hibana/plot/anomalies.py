@@ -34,9 +34,8 @@ def anomalies(
     columns = series.shape[1]
     figure = style.new_figure(9, 1.8 * (columns + 1))
     rows = figure.subplots(columns + 1, 1, sharex=True, squeeze=False)[:, 0]
-    for axes, values, name in zip(
-        rows, (*series.T, scores), (*names, *[""] * columns)[:columns] + ("Score",), strict=True
-    ):
+    labels = [*(names or [""] * columns), "Score"]
+    for axes, values, name in zip(rows, (*series.T, scores), labels, strict=True):
         steps, drawn = _thinned(values)
         axes.plot(steps, drawn, color=style.BLUE, linewidth=0.8)
         axes.set_ylabel(name)
@@ -55,7 +54,7 @@ def anomalies(
 
 
 def _thinned(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps and values of a line: all, or the smallest and the largest value of each part of a long series."""
+    """Steps and values of a line: all, or smallest and largest value of each part of a long series."""
     size = -(-len(values) // (MOST_POINTS // 2))
     if size < 3:
         return torch.arange(len(values)), values

@@ -21,6 +21,8 @@ HELD_OUT = 0.25
 """Share of each series, at its end, from which the threshold is determined."""
 MIN_STEPS = 4 * 20 * 51
 """Normal steps of all series together: their last quarter has 20 silences of 50 steps."""
+MIN_RECORDING = 512
+"""Steps of each series: the first 128 have no score, and must not be held out."""
 _UNITS = {"hour": 3600.0, "day": 86400.0, "week": 604800.0, "month": 2629800.0, "year": 31557600.0}
 
 
@@ -51,23 +53,21 @@ class AnomalySettings:
         Raises:
             ValueError: if `false_alarms` is no rate below one in ten steps, or per time without dates.
         """
-        form = re.fullmatch(rf"([\d.]+)\s*/\s*({'|'.join(_UNITS)}|\d+)", self.false_alarms.strip())
+        text = self.false_alarms.strip()
+        form = re.fullmatch(rf"([\d.]+(?:e-?\d+)?)(?:\s*/\s*({'|'.join(_UNITS)}|\d+))?", text)
+        number, unit = form.groups() if form else ("", None)
         try:
-            if form is None:
-                rate = float(self.false_alarms)
-            elif form[2] in _UNITS:
-                if seconds is None:
-                    raise ValueError("it needs a column of dates, which the series does not have")
-                rate = float(form[1]) * seconds / _UNITS[form[2]]
-            else:
-                rate = float(form[1]) / float(form[2])
-            if not 0 < rate <= 0.1:
-                raise ValueError(f"it is {rate:.3g} per step, which must be in (0, 0.1]")
-        except (ValueError, ZeroDivisionError) as error:
+            steps = (
+                1.0 if unit is None else float(unit) if unit.isdecimal() else _UNITS[unit] / (seconds or 0)
+            )
+            rate = float(number) / steps
+        except (ValueError, ZeroDivisionError):
+            rate = 0.0
+        if not 0 < rate <= 0.1:
             raise ValueError(
-                f"false_alarms must be a rate such as 1/week (hour, day, week, month, year), 1/5000 or 0.001, "
-                f"got {self.false_alarms!r}: {error}"
-            ) from error
+                f"false_alarms must be at most one in ten steps, such as 1/5000, 0.001 or, for series with a "
+                f"column of dates, 1/week ({', '.join(_UNITS)}), got {self.false_alarms!r}"
+            )
         return rate
 
     def read(self, source: Path, columns: tuple[str, ...] = ()) -> list[Recording]:
@@ -157,13 +157,16 @@ def fit_anomalies(settings: AnomalySettings) -> Learned:
     normal = sum(int(recording.is_normal.sum()) for recording in recordings)
     if normal == 0:
         raise ValueError(
-            f"data must contain normal steps, and {settings.label!r} marks each step of {settings.data} as an "
-            "anomaly: normal steps are 0, 'normal' or empty"
+            f"data must contain normal steps, and {settings.label!r} marks each step of {settings.data} as "
+            "an anomaly: normal steps are 0, 'normal' or empty"
         )
     if normal < MIN_STEPS:
         raise ValueError(
             f"data must have at least {MIN_STEPS:,} normal steps, {settings.data} has {normal:,}"
         )
+    short = [recording.name for recording in recordings if len(recording.values) < MIN_RECORDING]
+    if short:
+        raise ValueError(f"each series must have at least {MIN_RECORDING} steps, {short[0]} has fewer")
     learned = 0
     values = torch.cat([recording.values for recording in recordings])
     for name, column in zip(first.columns, values.T, strict=True):
@@ -180,7 +183,7 @@ def fit_anomalies(settings: AnomalySettings) -> Learned:
             detector(recording.values[part], learn=is_normal)
             learned += (part.stop - part.start) * is_normal
     scores = torch.cat(
-        [score_normal(detector, recording)[_held_out(recording) :] for recording in recordings]
+        [_normal_scores(detector, recording)[_held_out(recording) :] for recording in recordings]
     )
     scores = scores[scores > -torch.inf]
     detector.calibrate(scores, rate)
@@ -205,10 +208,10 @@ def _runs(labels: Tensor) -> Iterator[slice]:
         start = end
 
 
-def score_normal(detector: AnomalyDetector, recording: Recording) -> Tensor:
+def _normal_scores(detector: AnomalyDetector, recording: Recording) -> Tensor:
     """Returns the scores of a series without learning; -inf for steps that are not labelled normal."""
     detector.reset()
-    scores = detector(recording.values, learn=False)
+    scores: Tensor = detector(recording.values, learn=False)
     return scores.masked_fill(~recording.is_normal, -torch.inf)
 
 
