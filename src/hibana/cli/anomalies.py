@@ -11,7 +11,7 @@ from hibana.cli.common import Failure, Refusal, progress, refuse_errors
 from hibana.cli.tables import csv_line
 
 if TYPE_CHECKING:
-    from hibana.train import Found, Learned
+    from hibana.train import Learned, Scored
 
 OPTIONS = ("task", "data", "columns", "label", "encoding", "seed")
 """Settings that the task reads."""
@@ -105,7 +105,7 @@ def predict_anomalies(
         from hibana.train import find_anomalies
 
         results = find_anomalies(run, inputs, adapt=adapt)
-    rows = [row for found in results for row in found.rows()]
+    rows = [row for result in results for row in result.rows()]
     if output_format == "json":
         print(json.dumps(rows, ensure_ascii=False, indent=1))
     elif output_format == "csv":
@@ -116,12 +116,12 @@ def predict_anomalies(
             values = ", ".join(f"{name} {row[name]:g}" for name in run.columns)
             file = f"{row['file']}  " if len(results) > 1 else ""
             print(f"{file}{row['time']}  score {row['score']:.2f}  {values}")
-        steps = sum(len(found.scores) for found in results)
+        steps = sum(len(result.scores) for result in results)
         print(f"{len(rows)} alarms in {steps:,} steps, threshold {run.detector.threshold:.2f}")
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    for found in results:
-        path = folder / f"{Path(found.recording.name).stem}-alarms.png"
-        _draw(run, found, path)
+    for result in results:
+        path = folder / f"{Path(result.recording.name).stem}-alarms.png"
+        _draw(run, result, path)
         print(path, file=sys.stderr)
 
 
@@ -137,16 +137,16 @@ def write_detector(run: "Learned", target: Path) -> None:
     print(f"{target}  with {target.with_suffix('.h')}")
 
 
-def _draw(run: "Learned", found: "Found", path: Path) -> None:
+def _draw(run: "Learned", result: "Scored", path: Path) -> None:
     """Draws series, scores and alarms to `path`."""
     with progress("drawing"):
         from hibana import plot
 
-        recording = found.recording
+        recording = result.recording
         figure = plot.anomalies(
             recording.values,
-            found.scores,
-            found.alarms,
+            result.scores,
+            result.alarms,
             threshold=run.detector.threshold,
             names=recording.columns,
             times=recording.times,

@@ -215,7 +215,7 @@ def _normal_scores(detector: AnomalyDetector, recording: Recording) -> Tensor:
     return scores.masked_fill(~recording.is_normal, -torch.inf)
 
 
-class Found(NamedTuple):
+class Scored(NamedTuple):
     """The scores of a series, and the steps that are alarms."""
 
     recording: Recording
@@ -235,12 +235,12 @@ class Found(NamedTuple):
         ]
 
 
-def find_anomalies(run: Learned, source: Path, *, adapt: bool = False) -> list[Found]:
+def find_anomalies(run: Learned, source: Path, *, adapt: bool = False) -> list[Scored]:
     """Returns scores and alarms of each series at `source`; learns on the way if `adapt`."""
-    found = []
+    results = []
     settings = AnomalySettings("", encoding=run.settings.encoding)
     for recording in settings.read(source, run.columns):
         run.detector.reset()
         scores = run.detector(recording.values, learn=adapt)
-        found.append(Found(recording, scores, run.detector.alarms(scores)))
-    return found
+        results.append(Scored(recording, scores, run.detector.alarms(scores)))
+    return results
