@@ -36,9 +36,8 @@ def read(folder: Path):
     streams = {}
     for name, windows in json.loads((folder / "windows.json").read_text()).items():
         path = folder / name
-        lines = path.open() if path.exists() else gzip.open(f"{path}.gz", "rt")
-        with lines:
-            rows = list(csv.DictReader(lines))
+        text = path.read_bytes() if path.exists() else gzip.decompress(Path(f"{path}.gz").read_bytes())
+        rows = list(csv.DictReader(text.decode().splitlines()))
         times = [row["timestamp"][:19] for row in rows]
         steps = [
             (int(np.searchsorted(times, start[:19])), int(np.searchsorted(times, end[:19], "right") - 1))
@@ -72,8 +71,10 @@ def nab_score(streams, scores):
     events, windows = [], sum(len(steps) for _, steps in streams.values())
     for name, (values, steps) in streams.items():
         inside, weights = _weights(len(values), steps)
-        for step in range(min(int(0.15 * len(values)), 750), len(values)):
-            events.append((float(scores[name][step]), (name, int(inside[step])), weights[step]))
+        events += [
+            (float(scores[name][step]), (name, int(inside[step])), weights[step])
+            for step in range(min(int(0.15 * len(values)), 750), len(values))
+        ]
     events.sort(key=lambda event: -event[0])
     best, total, largest = {}, -float(windows), -float(windows)
     for index, (score, window, weight) in enumerate(events):
@@ -131,6 +132,10 @@ def matrix_profile(training, values):
     return _from_end(np.nan_to_num(profile, posinf=0.0))
 
 
+def online(values, seed):
+    return hb.learn.AnomalyDetector(seed=seed)(torch.from_numpy(values)).numpy()
+
+
 def score_nab(folder: Path, seeds: int):
     streams = read(folder)
     results = {
@@ -139,10 +144,7 @@ def score_nab(folder: Path, seeds: int):
         "matrix profile": lambda x: matrix_profile(x, x),
     }
     for seed in range(seeds):
-        detector = hb.learn.AnomalyDetector
-        results[f"hibana, seed {seed}"] = lambda x, seed=seed: detector(seed=seed)(
-            torch.from_numpy(x)
-        ).numpy()
+        results[f"hibana, seed {seed}"] = lambda x, seed=seed: online(x, seed)
     print(f"{len(streams)} streams, {sum(len(steps) for _, steps in streams.values())} windows")
     for name, detect in results.items():
         scores = {stream: detect(values) for stream, (values, _) in streams.items()}
@@ -152,7 +154,7 @@ def score_nab(folder: Path, seeds: int):
 
 
 def generated(kind, random, level=0, starts=()):
-    """A series of 10,000 steps with an anomaly of this level at each of `starts`; returns their length too."""
+    """A series of 10,000 steps with an anomaly of this level at each of `starts`, and its length."""
     time_, length = np.arange(STEPS), 200
     if kind == "bearing":
         values = random.standard_normal(STEPS) + 2 * np.sin(2 * np.pi * time_ / 25)
