@@ -22,7 +22,7 @@ RARE = 0.1
 TAIL = 0.01
 """Share of steps from which the tail is estimated."""
 PRIOR_STEPS, PRIOR_EXCESS = 5.0, 0.1
-"""The tail's prior: excesses, and their mean in units of e."""
+"""The tail's prior: number of excesses, and their mean in octaves."""
 WARM_UP = 128
 """Steps of a series without a score."""
 LARGEST = 1000.0

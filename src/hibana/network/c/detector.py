@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hibana.compiler.c.source import literal
 from hibana.learn import AnomalyDetector
 from hibana.learn.anomaly_kernel import ARRAYS, step
 from hibana.network.c.arithmetic import FloatArithmetic
@@ -131,7 +132,7 @@ int {name}_alarm(const {name}_state *net) {{
 
 #define {name.upper()}_COLUMNS {detector.columns}
 #define {name.upper()}_SILENCE {detector.silence} /* steps after an alarm without another */
-#define {name.upper()}_THRESHOLD {detector.threshold:.9g}f
+#define {name.upper()}_THRESHOLD {literal(detector.threshold, "float")}
 
 typedef struct {{
 {_lines(declarations, 1)}}} {name}_state;
