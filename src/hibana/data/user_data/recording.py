@@ -103,7 +103,7 @@ def _recording(
     if missing.any():
         notes = [*notes, f"{missing.sum():,} missing values replaced by the value before"]
         values = _filled(values)
-    return Recording(name, columns, torch.from_numpy(values), times, seconds, is_normal, notes)
+    return Recording(name, columns, torch.tensor(values, device="cpu"), times, seconds, is_normal, notes)
 
 
 def _check_columns(table: "DataFrame", names: tuple[str, ...]) -> None:
