@@ -54,7 +54,7 @@ class AnomalyDetector(nn.Module):
        earlier surprise, which decays with a time constant of 400 steps.
 
     A step is an alarm if its score is above `threshold` and no alarm was in the `silence` steps before. The
-    first 128 steps after :meth:`reset` have a score of at most 0. The state takes 18.4 kB for each column.
+    first 128 steps after :meth:`reset` have a score of at most 0. The state takes 18.2 kB for each column.
 
     Sources: Hill (1975) on tails; Sathe and Aggarwal (2016, RS-Hash) on counts of random patterns.
 
