@@ -6,18 +6,16 @@ from textwrap import indent
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hibana.compiler.c.source import literal
 from hibana.learn import AnomalyDetector
 from hibana.learn.anomaly_kernel import ARRAYS, step
 from hibana.network.c.arithmetic import FloatArithmetic
 from hibana.network.c.code import array
-from hibana.network.c.memory import SIZES
 from hibana.network.c.printer import CONSTANT, CPrinter
+from hibana.network.c.program import write_files
 from hibana.network.c.source import FLASH
-from hibana.runtime import files
-from hibana.runtime.kernels import Bytes, Code, Floats, Ints, Shorts
+from hibana.runtime.kernels import Bytes, Code, Floats, Ints, Pointer, Shorts
 from hibana.runtime.loops import Array
 
 __all__ = ["CDetector", "detector_to_c"]
@@ -35,11 +33,7 @@ class CDetector:
 
     def write(self, path: Path | str) -> None:
         """Writes the program to `path`, which ends in ``.c``, and its header beside it."""
-        target = Path(path)
-        header = target.with_suffix(".h")
-        text = self.source.replace(f'#include "{self.name}.h"', f'#include "{header.name}"')
-        files.write(target, text.encode())
-        files.write(header, self.header.encode())
+        write_files(Path(path), self.name, self.source, self.header)
 
 
 def detector_to_c(detector: AnomalyDetector, *, name: str = "detector") -> CDetector:
@@ -54,42 +48,30 @@ def detector_to_c(detector: AnomalyDetector, *, name: str = "detector") -> CDete
         name: the prefix of the program's functions.
     """
     code, printer = Code(), CPrinter()
-    tables = {key: getattr(detector, key) for key in ("first", "second", "cuts")}
-    kinds = {"first": Bytes, "second": Bytes, "cuts": Floats}
-    pointers: Any = tuple(
-        kinds[key](code.builder, _array(key, _kind(table), access="constant"))
-        for key, table in tables.items()
-    )
-    learned = {f"learned_{key}": getattr(detector, key).flatten() for key in ARRAYS}
-    state = {
-        key: (Shorts if key == "counts" else Floats)(
-            code.builder, _array(key, _kind(getattr(detector, key)), owner="net->")
-        )
-        for key in ARRAYS
-    }
-    inputs = Floats(code.builder, _array("input", "float", access="read-only"))
-    score = Floats(code.builder, _array("score", "float", owner="net->", is_number=True))
-    flag = Ints(code.builder, _array("learn", "int32_t", owner="net->", is_number=True))
-    learn = flag[0].named("learn").differs(0)
-    step(code, inputs, score, detector.columns, learn, float(detector.memory), pointers, state)
+
+    def pointer(name: str, kind: type[Pointer], **options: Any) -> Any:
+        """The address of an array of the program, or of a number."""
+        return kind(code.builder, Array(None, name=name, kind=_KINDS[kind], **options))
+
+    constants = {name: getattr(detector, name).flatten() for name in ("first", "second", "cuts")}
+    state = {name: getattr(detector, name).flatten() for name in ARRAYS}
+    types = {name: _TYPES[values.dtype] for name, values in {**constants, **state}.items()}
+    tables: Any = tuple(pointer(name, types[name], access="constant") for name in constants)
+    arrays = {name: pointer(name, types[name], owner="net->") for name in state}
+    inputs = pointer("input", Floats, access="read-only")
+    score, learn = (pointer(*each, owner="net->", is_number=True) for each in _NUMBERS.items())
+    is_learning = learn[0].named("learn").differs(0)
+    step(code, inputs, score, detector.columns, is_learning, float(detector.memory), tables, arrays)
     body = printer.lines(code.builder.take())
-    constants = [
-        line
-        for key, table in {**tables, **learned}.items()
-        for line in array(key, _kind(table), table.flatten(), CONSTANT)
-    ]
-    copies = [
-        f"for (int i = 0; i < {len(table)}; i++) net->{key.removeprefix('learned_')}[i] = {key}[i];"
-        for key, table in learned.items()
-    ]
-    declarations = [
-        *(f"{_kind(table)} {key.removeprefix('learned_')}[{len(table)}];" for key, table in learned.items()),
-        *("float score;", "int32_t learn;", "int32_t since;"),
-    ]
-    constant_bytes = sum(
-        table.numel() * SIZES[_kind(table)] for table in (*tables.values(), *learned.values())
-    )
-    changing_bytes = sum(table.numel() * SIZES[_kind(table)] for table in learned.values()) + 12
+    constants |= {f"learned_{name}": values for name, values in state.items()}
+    definitions, copies, declarations = [], [], ["float score;", "int32_t learn, since;"]
+    for name_, values in constants.items():
+        definitions += array(name_, _KINDS[_TYPES[values.dtype]], values, CONSTANT)
+    for name_, values in state.items():
+        copies.append(f"for (int i = 0; i < {len(values)}; i++) net->{name_}[i] = learned_{name_}[i];")
+        declarations.append(f"{_KINDS[types[name_]]} {name_}[{len(values)}];")
+    constant_bytes = sum(values.nbytes for values in constants.values())
+    changing_bytes = sum(values.nbytes for values in state.values()) + 12
     guards = FloatArithmetic(torch.float32).guards
     source = f"""\
 /* {name}: a detector of anomalies written by hibana. */
@@ -98,7 +80,7 @@ def detector_to_c(detector: AnomalyDetector, *, name: str = "detector") -> CDete
 
 #include <math.h>
 {_lines([*guards, *FLASH])}
-{_lines(constants)}
+{_lines(definitions)}
 void {name}_reset({name}_state *net) {{
 {_lines(copies, 1)}\
     for (int i = 0; i < {name.upper()}_COLUMNS; i++)
@@ -157,16 +139,13 @@ int {name}_alarm(const {name}_state *net);
     return CDetector(name, source, header, constant_bytes, changing_bytes)
 
 
-def _array(name: str, kind: str, **options: Any) -> Any:
-    """An array of the program."""
-    return Array(None, name=name, kind=kind, **options)
-
-
-def _kind(table: Tensor) -> str:
-    """C's type of the elements of `table`."""
-    return {torch.float32: "float", torch.uint8: "uint8_t", torch.int16: "int16_t"}[table.dtype]
-
-
 def _lines(lines: list[str], depth: int = 0) -> str:
     """Lines of C, indented by `depth` levels."""
     return indent("".join(f"{line}\n" for line in lines), "    " * depth)
+
+
+_KINDS: dict[type[Pointer], str] = {Floats: "float", Bytes: "uint8_t", Shorts: "int16_t", Ints: "int32_t"}
+_TYPES: dict[torch.dtype, type[Pointer]] = {torch.float32: Floats, torch.uint8: Bytes, torch.int16: Shorts}
+"""C's types, and the types of addresses by those of tensors."""
+_NUMBERS: dict[str, type[Pointer]] = {"score": Floats, "learn": Ints}
+"""Numbers of the struct that the step reads or writes."""
