@@ -42,10 +42,10 @@ class AnomalyDetector(nn.Module):
        :math:`u_k \leftarrow u_k + 2^{-k} (z - u_k)` and
        :math:`w_k \leftarrow w_k + 2^{-k} (|z - z'| - w_k)`. Each is standardized by its own running mean
        and deviation.
-    3. Random neurons spike if :math:`f_a - f_b > \theta`: `f` is, for 96 groups of six neurons, `z` of one
-       of the last 64 steps, for 32 groups one of the sums above; :math:`f_b` is 0 for half of the neurons.
+    3. Random neurons spike if :math:`f_a - f_b > \theta`: `f` is, for 192 groups of six neurons, `z` of one
+       of the last 64 steps, for 64 groups one of the sums above; :math:`f_b` is 0 for half of the neurons.
     4. :math:`n_g(c)` counts how often the neurons of group `g` had the pattern of spikes `c` in `n` steps.
-       The rarity of a step's patterns is :math:`r = -\frac1{128} \sum_g \log_2 \frac{n_g(c_g) + 0.1}{n + 1}`.
+       The rarity of a step's patterns is :math:`r = -\frac1{256} \sum_g \log_2 \frac{n_g(c_g) + 0.1}{n + 1}`.
     5. :math:`P(y)` is the share of earlier steps whose `y` was at least as large; above the 99% quantile `q`
        it continues as :math:`P(q) (y / q)^{-1/\xi}`, with Hill's estimate of :math:`\xi`. A histogram of
        `y` in eighths of an octave holds both. With :math:`l = -\log_{10} P(|z|)` and
@@ -54,7 +54,7 @@ class AnomalyDetector(nn.Module):
        earlier surprise, which decays with a time constant of 400 steps.
 
     A step is an alarm if its score is above `threshold` and no alarm was in the `silence` steps before. The
-    first 128 steps after :meth:`reset` have a score of at most 0. The state takes 18.2 kB for each column.
+    first 128 steps after :meth:`reset` have a score of at most 0. The state takes 34.6 kB for each column.
 
     Sources: Hill (1975) on tails; Sathe and Aggarwal (2016, RS-Hash) on counts of random patterns.
 

@@ -11,7 +11,7 @@ WINDOW = 64
 """Steps that the neurons of the first half of the groups see."""
 TIMES = tuple(2.0**k for k in range(7))
 """Time constants of the leaky sums in steps."""
-WINDOWED, SUMMED, NEURONS = 96, 32, 6
+WINDOWED, SUMMED, NEURONS = 192, 64, 6
 """Groups of neurons that see the last steps; groups that see leaky sums; neurons in each."""
 GROUPS = WINDOWED + SUMMED
 SUMS = 2 * len(TIMES)
