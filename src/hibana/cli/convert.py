@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from hibana.cli.anomalies import opened, write_detector
 from hibana.cli.common import Integer, Trust, allow_local_imports, progress, refuse_errors
 from hibana.cli.convert_source import Source
 from hibana.cli.options import check_options
@@ -71,6 +72,10 @@ def convert(
             "" if bits is None else f"{kind} with --bits from {origin}",
             "" if data is None else "--data",
         ]
+        if source.suffix != ".nir" and (run := opened(source)) is not None:
+            check_options("convert", ["checkpoints"], f"from {source}, which finds anomalies", passed)
+            write_detector(run, target)
+            return
         check_options("convert", uses, f"from {source} to {target}", passed)
         with progress(f"reading {source}"):
             network = Source(source, dt, trust, data, steps)

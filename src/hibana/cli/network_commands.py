@@ -20,11 +20,12 @@ def predict(
     csv: bool = False,
     json: bool = False,
     stream: bool = False,
+    adapt: bool = False,
     window: float | None = None,
     rate: Integer | None = None,
     trust: Trust = (),
 ) -> None:
-    """Classifies samples, the test set or a stream with a trained network.
+    """Classifies samples, the test set or a stream with a trained network; finds anomalies of a series.
 
     Args:
         checkpoint: a checkpoint of hibana train, or a run's folder.
@@ -36,6 +37,7 @@ def predict(
             long they took. Each line is one step: numbers separated by commas or spaces; or one event of a
             camera: t x y p. An empty line ends a sequence. Sound is read as raw samples: one channel, signed
             16-bit integers, little-endian.
+        adapt: for a run of --task anomaly, keep learning, so that a lasting change becomes usual.
         window: for a stream of events, the length of a time step in milliseconds, if times are microseconds;
             by default as in training.
         rate: for a stream of sound, the number of samples per second; by default 16,000.
@@ -47,6 +49,13 @@ def predict(
         raise Refusal(f"--stream reads standard input; leave {inputs} out, or pass it by < {inputs}")
     if csv and json:
         raise Refusal("--csv and --json are two formats; pass one of them")
+    output_format = "csv" if csv else "json" if json else "table"
+    from hibana.cli.anomalies import opened, predict_anomalies
+
+    if (run := opened(checkpoint)) is not None:
+        check_options("predict", ("files of samples", "runs of --task anomaly"), f"for {checkpoint}", passed)
+        predict_anomalies(run, checkpoint, inputs, output_format, stream=stream, adapt=adapt)
+        return
     if not stream:
         uses, here = ("", "the test set") if inputs is None else ("files of samples", inputs)
         check_options("predict", (uses,), f"on {here}", passed)
@@ -55,7 +64,6 @@ def predict(
         from hibana.train import predict as predict_samples
 
         model = load(checkpoint, trust=trust)
-    output_format = "csv" if csv else "json" if json else "table"
     if stream:
         from hibana.cli.stream import predict_stream
 

@@ -22,9 +22,11 @@ USES = {
         **dict.fromkeys(("csv", "json"), "files of samples, --stream"),
         "window": "--stream of events",
         "rate": "--stream of sound",
+        "adapt": "runs of --task anomaly",
     },
     "train": {
         "trust": "--settings, --resume",
+        "false_alarms": "--task anomaly",
         "kind": _KINDS,
         **dict.fromkeys(("task", "test"), f"{_KINDS}, a class"),
         "label": "table, arrays, sequences, a class",

@@ -77,6 +77,7 @@ def train(  # noqa: D417 - options are documented in Settings
     out: Path | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
+    false_alarms: str | None = None,
     threads: Annotated[Integer | None, cyclopts.Parameter(validator=Number(gte=1, lte=1024))] = None,
     trust: Trust = (),
     **options: Any,
@@ -89,11 +90,19 @@ def train(  # noqa: D417 - options are documented in Settings
         resume: continue the run in this folder, or of this checkpoint; with a larger --epochs it trains for
             longer than planned.
         overwrite: replace the run in the folder, if it contains one.
+        false_alarms: with --task anomaly, alarms on normal data: per time, such as 1/week, or a share of the
+            steps, such as 1/5000; by default 0.001.
         threads: number of processor threads; by default one for small networks.
         trust: MODULE:FUNCTION of yours that a file may name and that is then executed; may be repeated.
     """
     import torch
 
+    if options.get("task") == "anomaly":
+        from hibana.cli.anomalies import train_anomalies
+
+        refused = {"settings": settings, "resume": resume, "threads": threads, "trust": trust or None}
+        train_anomalies(options, refused, out, false_alarms, overwrite=overwrite)
+        return
     allow_local_imports([options.get("layers"), options.get("data"), *trust])
     keep_memory()
     torch.set_flush_denormal(True)  # before torch's threads start, which inherit it
@@ -112,7 +121,7 @@ def train(  # noqa: D417 - options are documented in Settings
             prepared = prepare(new, path, resume=resume, trust=trust, **options)
         if new is not None:
             uses = {*_uses(prepared.settings, prepared.model), "--settings" if settings else ""}
-            passed = {**dict.fromkeys(options, True), "trust": trust}
+            passed = {**dict.fromkeys(options, True), "trust": trust, "false_alarms": false_alarms}
             check_options("train", uses, f"on {prepared.settings.title}", passed)
         if (accelerator := prepared.settings.accelerator) not in ("cpu", "auto"):
             _check_accelerator(accelerator)

@@ -17,6 +17,7 @@ from hibana.runtime.extras import explain_import_error
 
 if TYPE_CHECKING:
     from hibana.network.c import CProgram, to_c
+    from hibana.network.c.detector import CDetector, detector_to_c
     from hibana.network.integer_network import Quantized
     from hibana.network.onnx_export import to_onnx
     from hibana.network.quantized import Quantization, QuantizationAware, quantization_aware, quantize
@@ -24,12 +25,29 @@ if TYPE_CHECKING:
     from hibana.network.spike_export import to_neo, to_nwb
     from hibana.network.verilog import VerilogProgram, to_verilog
 
-__all__ = ["CProgram", "Conversion", "LayerReport", "Quantization", "QuantizationAware", "Quantized"]
-__all__ += ["VerilogProgram", "accuracy_over_time", "export", "from_ann", "quantization_aware", "quantize"]
+__all__ = [
+    "CDetector",
+    "CProgram",
+    "Conversion",
+    "LayerReport",
+    "Quantization",
+    "QuantizationAware",
+    "Quantized",
+]
+__all__ += [
+    "VerilogProgram",
+    "accuracy_over_time",
+    "detector_to_c",
+    "export",
+    "from_ann",
+    "quantization_aware",
+    "quantize",
+]
 __all__ += ["to_c", "to_neo", "to_nwb", "to_onnx", "to_snntorch", "to_verilog"]
 
 _LAZY = {
     **dict.fromkeys(("CProgram", "to_c"), "c"),
+    **dict.fromkeys(("CDetector", "detector_to_c"), "c.detector"),
     **dict.fromkeys(("Quantization", "QuantizationAware", "quantization_aware", "quantize"), "quantized"),
     "Quantized": "integer_network",
     **dict.fromkeys(("VerilogProgram", "to_verilog"), "verilog"),

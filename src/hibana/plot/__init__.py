@@ -15,11 +15,12 @@ from hibana.runtime.extras import explain_import_error
 
 with explain_import_error("hibana.plot"):
     from hibana.plot.activity import most_active
+    from hibana.plot.anomalies import anomalies
     from hibana.plot.fits import fit
     from hibana.plot.learning import gradient_norms, learning_curves, output_potentials, training
     from hibana.plot.neurons import current_step, membrane, surrogate
     from hibana.plot.spikes import activity, population_rates, raster
 
-__all__ = ["activity", "current_step", "fit", "gradient_norms", "learning_curves", "membrane"]
+__all__ = ["activity", "anomalies", "current_step", "fit", "gradient_norms", "learning_curves", "membrane"]
 __all__ += ["most_active"]
 __all__ += ["output_potentials", "population_rates", "raster", "surrogate", "training"]

@@ -16,6 +16,7 @@ from hibana.runtime.extras import explain_import_error
 from hibana.train.firing_rates import Activity, activity, scale_to_rate, spiking_layers, weight_decay_groups
 
 if TYPE_CHECKING:
+    from hibana.train.anomalies import AnomalySettings, Learned, Scored, find_anomalies, fit_anomalies
     from hibana.train.baseline import linear, linear_accuracy
     from hibana.train.classifier import Classifier
     from hibana.train.loading import resume_settings
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Activity", "Answers", "Classifier", "Linear", "Network", "Outcome", "Settings", "activity"]
 __all__ += ["build_classifier", "fit", "linear", "linear_accuracy", "load", "predict", "read"]
+__all__ += ["AnomalySettings", "Scored", "Learned", "find_anomalies", "fit_anomalies"]
 __all__ += ["resume_settings", "scale_to_rate", "spiking_layers", "weight_decay_groups"]
 
 _MODULES = {
+    "anomalies": ("AnomalySettings", "Scored", "Learned", "find_anomalies", "fit_anomalies"),
     "baseline": ("linear", "linear_accuracy"),
     "classifier": ("Classifier",),
     "loading": ("resume_settings",),
@@ -52,7 +55,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """The attribute `name`, from a module that is imported now.
 
-    Raises ModuleNotFoundError if the extra ``train`` is not installed.
+    Raises ModuleNotScoredError if the extra ``train`` is not installed.
     """
     if name in _RENAMED:
         message = f"hibana.train.{name} is deprecated; use hibana.train.{_RENAMED[name]}"

@@ -12,15 +12,22 @@ import shutil
 from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
+from typing import Protocol
 
 from filelock import BaseFileLock, FileLock, Timeout
 from torch import distributed
 
 from hibana.runtime import files
-from hibana.train.settings import Settings
 
 BEST, LAST, SETTINGS, LOCK, JOB = "best.ckpt", "checkpoint.ckpt", "settings.yaml", ".lock", ".torchrun"
 PICTURE, LOGS, RESULT = "training.png", "tensorboard", "result.json"
+
+
+class Writable(Protocol):
+    """Options of a run."""
+
+    def write(self, path: Path, /) -> None:
+        """Writes the options to `path`."""
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
@@ -36,7 +43,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.path, self._lock = path, lock
         self.is_main, self.is_resumed = lock is not None, is_resumed
 
-    def begin(self, settings: Settings) -> None:
+    def begin(self, settings: Writable) -> None:
         """Writes the settings. Unless the run is resumed, deletes the files of an earlier run first."""
         if not self.is_main:
             return

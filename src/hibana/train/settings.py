@@ -79,7 +79,8 @@ class Settings:
         label: the column or array to predict. Default: detected.
         columns: input columns of a table, separated by commas. Default: all usable columns.
         group: the column of a long table that identifies the sequence of each row.
-        task: classification or regression. Default: detected from the labels.
+        task: classification or regression; or anomaly, on long series (:func:`hibana.train.fit_anomalies`).
+            Default: detected from the labels.
         test: a file or folder with the test set. Default: a random fifth of the data.
         encoding: character encoding of text files, such as ``cp932``; also used for later predictions.
             Default: detected.
@@ -203,6 +204,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Checks the options, and replaces absent ones by their defaults for the data."""
+        if self.task == "anomaly":
+            raise ValueError("task anomaly has settings of its own: use hb.train.AnomalySettings")
         for option in fields(self):
             value = getattr(self, option.name)
             if value is not None or option.name not in ("steps", "coding"):

@@ -43,12 +43,7 @@ class CProgram:
 
     def write(self, path: Path | str) -> tuple[Path, Path]:
         """Writes the program to `path`, which ends in ``.c``, and beside it the header, which it includes."""
-        target = Path(path)
-        header = target.with_suffix(".h")
-        source = self.source.replace(f'#include "{self.name}.h"', f'#include "{header.name}"')
-        files.write(target, source.encode())
-        files.write(header, self.header.encode())
-        return target, header
+        return write_files(Path(path), self.name, self.source, self.header)
 
     def check_memory(self, ram: int | None, flash: int | None) -> None:
         """Raises ValueError if the program needs more than `ram` or `flash` bytes; None is no limit."""
@@ -60,6 +55,14 @@ class CProgram:
                 raise ValueError(f"--{option} must be a number of bytes, at least 1, got {limit}")
             if limit is not None and size > limit:
                 raise ValueError(f"--{option} is {limit:,}, and the network takes {size:,} {unit}")
+
+
+def write_files(target: Path, name: str, source: str, header: str) -> tuple[Path, Path]:
+    """Writes a program called `name` to `target`, and its header beside it; returns both paths."""
+    path = target.with_suffix(".h")
+    files.write(target, source.replace(f'#include "{name}.h"', f'#include "{path.name}"').encode())
+    files.write(path, header.encode())
+    return target, path
 
 
 def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "sum") -> CProgram:

@@ -30,7 +30,7 @@ def source(unit: Unit, description: str) -> str:
     return f"""\
 {_comment(unit, description)}
 
-{_lines([f'#include "{name}.h"', *includes, *unit.arithmetic.guards, *_FLASH * bool(constants)])}
+{_lines([f'#include "{name}.h"', *includes, *unit.arithmetic.guards, *FLASH * bool(constants)])}
 {_lines(constants)}
 {_lines([*static_function, f"static void {name}_read_events({arguments}) {{"])}\
 {_lines([*from_events, *static_call], 1)}}}
@@ -161,7 +161,7 @@ def _lines(lines: list[str], depth: int = 0) -> str:
     return indent("".join(f"{line}\n" for line in lines), "    " * depth)
 
 
-_FLASH = (
+FLASH = (
     "",
     "#ifdef __FLASH /* AVR: without it, constants would be copied to RAM */",
     "#define IN_FLASH __flash",
