@@ -123,7 +123,7 @@ class AnomalyDetector(nn.Module):
             )
         if not bool(values.isfinite().all()):
             raise ValueError("series must be finite in float32: fill in or leave out other steps")
-        scores = torch.zeros(len(values), device="cpu")
+        scores = torch.zeros(len(values), dtype=torch.float32, device="cpu")
         buffers = dict(self.named_buffers())
         options = {"learn": int(learn), "memory": self.memory, "columns": self.columns}
         score_steps(1, inputs=values, scores=scores, steps=len(values), **options, **buffers)
@@ -171,7 +171,9 @@ class AnomalyDetector(nn.Module):
     ) -> Iterator[Anomaly]:
         """Yields the score of each step of `series` as it comes, and whether it is an alarm."""
         for values in series:
-            scores = self(torch.as_tensor(values, dtype=torch.float32).reshape(1, -1), learn=learn)
+            scores = self(
+                torch.as_tensor(values, dtype=torch.float32, device="cpu").reshape(1, -1), learn=learn
+            )
             yield Anomaly(float(scores), bool(self.alarms(scores)))
 
 
@@ -184,7 +186,7 @@ def _random_neurons(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, device="cpu")
+        return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu")
 
     lengths = WINDOW ** draw(WINDOWED, 1)
     lags = [(draw(WINDOWED, NEURONS) * (lengths + 1)).long().clamp(max=WINDOW - 1) for _ in range(2)]
@@ -194,5 +196,5 @@ def _random_neurons(seed: int) -> tuple[Tensor, Tensor, Tensor]:
     first, second = (torch.cat(pair).byte() for pair in zip(lags, sums, strict=True))
     single = draw(GROUPS, NEURONS) < 0.5
     second[single] = WINDOW  # a feature that is always 0
-    cuts = torch.randn(GROUPS, NEURONS, generator=generator, device="cpu")
+    cuts = torch.randn(GROUPS, NEURONS, generator=generator, dtype=torch.float32, device="cpu")
     return first, second, torch.where(single, cuts, cuts * math.sqrt(2))

@@ -98,7 +98,7 @@ def connectome(
         tau_membrane / dt,
         tau_synapse / dt,
         threshold,
-        torch.full([size], float(max(1, round(refractory / dt))), dtype=weights.dtype),
+        weights.new_full([size], float(max(1, round(refractory / dt)))),
         keeps_current=keeps_current,
     )
     synapses = SparseLinear(size, size, connections, bias=False)

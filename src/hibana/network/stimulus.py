@@ -3,6 +3,7 @@
 A chunk of steps receives its stimuli as one list of :class:`Events` for the input and one for each state.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -89,7 +90,8 @@ class Stimulus:
             raise ValueError("weight must be a number with spikes; several weights need several stimuli")
         if self.neurons is not None:
             check_indices("neurons", self.neurons)
-        if not bool(torch.as_tensor(self.weight).isfinite().all()):
+        weight = self.weight
+        if not (weight.isfinite().all() if isinstance(weight, Tensor) else math.isfinite(weight)):
             raise ValueError(f"weight must be finite, got {self.weight!r}")
 
     def probabilities(self) -> Tensor:

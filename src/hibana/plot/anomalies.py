@@ -47,17 +47,17 @@ def anomalies(
     rows[-1].set_xlabel("Step")
     rows[-1].set_xlim(0, max(1, len(scores) - 1))
     if times and not times[0].isdecimal():
-        ticks = torch.linspace(0, len(times) - 1, 5).round().int().tolist()
+        ticks = [round(part * (len(times) - 1) / 4) for part in range(5)]
         rows[-1].set_xticks(ticks, [times[tick] for tick in ticks], fontsize="small")
         rows[-1].set_xlabel("Time")
     return figure
 
 
-def _thinned(values: Tensor) -> tuple[Tensor, Tensor]:
+def _thinned(values: Tensor) -> tuple[Sequence[float], Tensor]:
     """Steps and values of a line: all, or smallest and largest value of each part of a long series."""
     size = -(-len(values) // (MOST_POINTS // 2))
     if size < 3:
-        return torch.arange(len(values)), values
+        return range(len(values)), values
     parts = values[: len(values) // size * size].view(-1, size)
     drawn = torch.stack([parts.amin(1), parts.amax(1)], 1).flatten()
-    return torch.arange(len(drawn)) * (size / 2), drawn
+    return [step * size / 2 for step in range(len(drawn))], drawn

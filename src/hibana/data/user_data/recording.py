@@ -89,7 +89,7 @@ def _recording(
         _check_columns(table, (label,))
         words = table.pop(label).fillna("").astype(str).str.strip().str.lower()
         normal = [word in ("", "normal", "false") or number(word) == 0 for word in words]
-        is_normal = torch.tensor(normal, device="cpu")
+        is_normal = torch.tensor(normal, dtype=torch.bool, device="cpu")
     times, seconds = _times(table)
     numeric_columns = [str(name) for name in table.columns[numeric(table)]]
     columns = columns or tuple(name for name in numeric_columns if name.lower() not in DATES)
@@ -103,7 +103,7 @@ def _recording(
     if missing.any():
         notes = [*notes, f"{missing.sum():,} missing values replaced by the value before"]
         values = _filled(values)
-    return Recording(name, columns, torch.tensor(values, device="cpu"), times, seconds, is_normal, notes)
+    return Recording(name, columns, torch.from_numpy(values), times, seconds, is_normal, notes)
 
 
 def _check_columns(table: "DataFrame", names: tuple[str, ...]) -> None:

@@ -129,7 +129,11 @@ def _slopes(module: Any) -> Tensor:
     """The slopes for negative inputs, ``[1]`` or ``[channels]``."""
     if isinstance(module, IntegerRectifier):
         return module.slopes
-    return module.weight.detach() if isinstance(module, nn.PReLU) else torch.zeros(1, device="cpu")
+    return (
+        module.weight.detach()
+        if isinstance(module, nn.PReLU)
+        else torch.zeros(1, dtype=torch.float32, device="cpu")
+    )
 
 
 def _per_channel(slopes: Tensor, node: Node) -> Tensor:
