@@ -71,6 +71,21 @@ def surrogate():
     return plot.surrogate(ATan(), torch.linspace(-1, 1, 201))[0]
 
 
+def anomalies():
+    scores = uniform(200) * 0.5
+    scores[120] = 0.9
+    times = [f"2026-01-01 {step // 60:02}:{step % 60:02}" for step in range(200)]
+    names = ["heat", "flow"]
+    return plot.anomalies(uniform(200, 2, seed=1), scores, [120], threshold=0.8, names=names, times=times)
+
+
+def most_active():
+    rates = (uniform(4, 12) * 40 + torch.arange(12) * 5).numpy()
+    rates[:, 3] = 0
+    kinds = ["sensory", "motor", "inter"] * 4
+    return plot.most_active(rates, [f"neuron {i}" for i in range(12)], kinds, most=8)
+
+
 def fit():
     from hibana.learn.fit import Fit
     from hibana.learn.likelihood import Recording
@@ -101,6 +116,8 @@ DRAWINGS = [
     current_step,
     output_potentials,
     learning_curves,
+    anomalies,
+    most_active,
     fit,
     training,
 ]

@@ -116,7 +116,7 @@ def _filled(values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     """`values` with each NaN replaced by the number before it, at the beginning by the first number."""
     import pandas
 
-    filled: np.ndarray[Any, Any] = pandas.DataFrame(values).ffill().bfill().to_numpy()
+    filled: np.ndarray[Any, Any] = pandas.DataFrame(values).ffill().bfill().to_numpy(copy=True)
     return filled
 
 
