@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from hibana.cells import Cell
 from hibana.compiler import State
 from hibana.compiler.checks import warn_slow
 from hibana.compiler.graph.ops import Unsupported
+from hibana.network.passive import PassiveSimulation
 from hibana.network.simulation import Chunk, Simulation, check_neurons
 from hibana.network.stimulus import Drive, Stimulus
 from hibana.nn.layers import Recurrent, run
@@ -23,6 +24,8 @@ from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.spike_trains import SpikeTrains
 
 __all__ = ["Recording", "simulate"]
+
+Method = Literal["auto", "steps", "passive"]
 
 LONGEST_RUN = 100
 """Steps of a chunk of a network that :func:`hibana.run` runs, whose inputs and outputs are in memory."""
@@ -52,6 +55,7 @@ def simulate(
     silence: Tensor | None = None,
     silence_inputs: bool = False,
     trials: None = None,
+    method: Method = "auto",
     record: Literal["spikes", "counts"] = "spikes",
     neurons: Tensor | None = None,
     every: int = 1,
@@ -70,6 +74,7 @@ def simulate(
     silence: Tensor | None = None,
     silence_inputs: bool = False,
     trials: int,
+    method: Method = "auto",
     record: Literal["spikes", "counts"] = "spikes",
     neurons: Tensor | None = None,
     every: int = 1,
@@ -87,6 +92,7 @@ def simulate(
     silence: Tensor | None = None,
     silence_inputs: bool = False,
     trials: int | None = None,
+    method: Method = "auto",
     record: Literal["spikes", "counts"] = "spikes",
     neurons: Tensor | None = None,
     every: int = 1,
@@ -99,6 +105,12 @@ def simulate(
     threads. One seed of torch's generator determines all random numbers of the simulation. Other networks
     run by :func:`hibana.run` in chunks of steps, each with a seed of its own. Memory does not grow with the
     number of steps, except for the record.
+
+    Where a neuron's step without input and without a spike is affine in its states, x' = M x + c, powers of M
+    bring it up to date when something arrives, and bound its potential until then. A neuron whose bound is
+    below the threshold is *passive* and takes no step: cost follows the spikes instead of neurons times
+    steps. Spikes equal those of a simulation of all steps in float64, up to ties within rounding. It runs on
+    one thread; :func:`hibana.explain` of the layer shows whether its neurons can be passive, and why not.
 
     Ctrl-C ends the simulation after the current chunk of at most 1000 steps; the record so far is returned.
 
@@ -116,6 +128,10 @@ def simulate(
         trials: the number of simulations that differ in their random numbers and share the synapses; each
             runs on one thread, as many at once as torch has threads. A list of records is returned, and a
             state with a batch of trials; after Ctrl-C of those that began. None: one simulation.
+        method: ``"steps"``: all neurons take each step, in the dtype of the weights. ``"passive"``: passive
+            neurons take no step; all states are float64, also the returned ones. ``"auto"``: ``"passive"``
+            for weights in float64 and for calls with a stimulus, if the neurons can be passive and each step
+            has the same `inputs`; it goes on step by step, in float64, while too many neurons are active.
         record: ``"spikes"``, or ``"counts"`` for only the number of spikes of each neuron.
         neurons: the indices of output neurons whose states are recorded, ascending; None for no neuron.
         every: states are recorded after each `every` steps.
@@ -123,7 +139,11 @@ def simulate(
 
     Raises:
         TypeError: if `neurons` is no tensor.
-        ValueError: if an argument is out of range or has the wrong shape, or an output is no spike.
+        ValueError: if an argument is out of range or has the wrong shape, an output is no spike, or neurons
+            cannot be passive with ``method="passive"``.
+
+    Source: Brette (2007), *Exact simulation of integrate-and-fire models with exponential currents*, Neural
+    Computation 19, for passive neurons.
 
     >>> import torch, hibana as hb
     >>> net = hb.Recurrent(hb.LIFCell(), 100, hb.SparseLinear(100, 100, bias=False))
@@ -134,6 +154,8 @@ def simulate(
     """
     if record not in ("spikes", "counts"):
         raise ValueError(f'record must be "spikes" or "counts", got {record!r}')
+    if method not in ("auto", "steps", "passive"):
+        raise ValueError(f'method must be "auto", "steps" or "passive", got {method!r}')
     for name, value in (("steps", steps), ("every", every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -148,7 +170,7 @@ def simulate(
                 raise ValueError(f"state must have the entry '' of the layer, got {names}")
             try:
                 layer_state = None if state is None else state[""]
-                runner = Simulation(net, steps, inputs, layer_state, neurons, every, drive, trials)
+                runner = _simulation(method, net, steps, inputs, layer_state, neurons, every, drive, trials)
             except Unsupported as error:
                 if drive or trials is not None:
                     raise ValueError(
@@ -157,10 +179,10 @@ def simulate(
                 warn_slow(net.cell, str(error))
                 zeros = torch.zeros(net.features, dtype=torch.get_default_dtype(), device="cpu")
                 inputs = zeros if inputs is None else inputs
-        elif drive or trials is not None:
+        elif drive or trials is not None or method == "passive":
             raise ValueError(
-                "stimulus, silence and trials need a hb.Recurrent layer with hb.SparseLinear synapses, got "
-                f"{type(net).__name__}"
+                "stimulus, silence, trials and passive neurons need a hb.Recurrent layer with "
+                f"hb.SparseLinear synapses, got {type(net).__name__}"
             )
         show = sys.stderr.isatty() if progress is None else progress
         bar = _Progress(steps * (trials or 1), show=show)
@@ -171,6 +193,26 @@ def simulate(
                 return recording, runner.state()
             assert isinstance(runner, Simulation)
             return _run_trials(runner, steps, trials, interrupted, bar, keep_spikes=record == "spikes")
+
+
+def _simulation(method: Method, layer: Recurrent, *arguments: Any) -> Simulation:
+    """The simulation of `layer` by `method`; `arguments` are those of :class:`Simulation` after the layer.
+
+    Raises:
+        Unsupported: if the layer has no native program.
+    """
+    drive, synapses = arguments[-2], layer.recurrent
+    assert isinstance(drive, Drive)
+    assert isinstance(synapses, SparseLinear)
+    is_double = synapses.weight.dtype == torch.float64
+    if method == "passive" or (method == "auto" and (is_double or drive.stimuli)):
+        try:
+            return PassiveSimulation(layer, *arguments, torch.float64, switches=method == "auto")
+        except Unsupported as error:
+            if method == "passive":
+                reason = f'{error}; write method="auto" or "steps"'
+                raise ValueError(f"the neurons of net are never passive: {reason}") from error
+    return Simulation(layer, *arguments)
 
 
 def _run_trials(

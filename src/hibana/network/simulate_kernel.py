@@ -12,11 +12,13 @@ together and wait for each other once per step. At each step, a part
 
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from hibana.compiler.analysis.binary import check_spikes
 from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
 from hibana.compiler.cpu.row_pass import row_pass
 from hibana.compiler.cpu.vector_functions import vector_functions
@@ -80,12 +82,13 @@ the inputs of two steps, and how many neurons are recorded at which steps.
 """
 
 
-def _stores(step: Step) -> Stores:
+def _stores(step: Step, initial: Sequence[Tensor]) -> Stores:
     """The values that a step stores: all states but the last, and the spikes as the bits of the output."""
     stores = forward_pass(step, None)
     spikes = stores[OUTPUT].as_boolean
     if spikes is None:
-        raise Unsupported("the step does not emit spikes that are 0 or 1, as hb.spike returns them")
+        check_spikes(step, initial)
+        spikes = GraphValue("ne", (stores[OUTPUT], GraphValue("number")))
     stores[OUTPUT] = spikes
     previous = leaves(stores).get(step.carried[-1])
     if previous is None:
@@ -94,7 +97,7 @@ def _stores(step: Step) -> Stores:
 
 
 class Program:
-    """The native program of neurons that take `step`, whose input includes the synapses' sums.
+    """The native program of neurons that take `step` in `dtype`, whose input includes the synapses' sums.
 
     Its function runs the parts from ``%begin`` to ``%end`` over all steps.
 
@@ -103,13 +106,15 @@ class Program:
             no function for `dtype`.
     """
 
-    def __init__(self, step: Step, dtype: torch.dtype) -> None:
+    def __init__(
+        self, step: Step, initial: Sequence[Tensor], dtype: torch.dtype, weights: torch.dtype
+    ) -> None:
         if step.matrices:
             raise Unsupported("the step multiplies states by a matrix")
         self.step, self.number = step, Doubles if dtype == torch.float64 else Floats
         functions = vector_functions(step, dtype)
         self.neurons_pass = neurons_pass = row_pass(
-            "neurons", _stores(step), self.number, frozenset(functions)
+            "neurons", _stores(step, initial), self.number, frozenset(functions)
         )
         operations = sorted(neurons_pass.operations & neurons_pass.calls)
         self.addresses = [functions[op] for op in operations]
@@ -127,7 +132,8 @@ class Program:
         """For the input and each state: the argument that its events add to."""
         for name in self.events:
             kinds |= {f"{name}_starts": Longs, f"{name}_neurons": Ints, f"{name}_values": self.number}
-        numbers = ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples")
+        kinds["weights"] = Doubles if weights == torch.float64 else Floats
+        numbers = ("sums", "bias", "inputs", "scratch", "constants", "samples")
         kinds |= dict.fromkeys((*numbers, *map(str, (*step.carried[:-1], *self.parameters))), self.number)
         self.names = tuple(kinds)
         """The names of the arguments in order: integers, then addresses."""
@@ -156,7 +162,7 @@ class Program:
         """Adds the weights of the spikes that arrive at `part` at step `t` to ``sums``."""
         code, a = self.code, self.arguments
         work, count = a["work"] + part * (2 * SEGMENTS), code.variable(0)
-        kinds: dict[str, Kind] = {"sums": self.number, "targets": Ints, "weights": self.number}
+        kinds: dict[str, Kind] = {"sums": self.number, "targets": Ints, "weights": type(a["weights"])}
         add = function("add_segments", _add_segments, kinds | {"work": Longs, "count": LONG})
 
         def add_listed() -> None:
@@ -244,7 +250,7 @@ def _add_segments(
             (weights + k).prefetch(to_write=False)
         with code.loop(work[j * 2], work[j * 2 + 1]) as k:
             sum_ = sums + targets[k].to(LONG)
-            sum_.store(sum_.load() + weights[k])
+            sum_.store(sum_.load() + weights[k].to(sums.element))
 
 
 @kernel

@@ -1,14 +1,17 @@
 """A recurrent layer with sparse synapses in simulation: its memory, its native program, and its state."""
 
 import copy
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from hibana.compiler import State
 from hibana.compiler.draws import new_seed
+from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.memory_layout import unpack_bits
 from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
@@ -44,6 +47,8 @@ class Chunk(NamedTuple):
 class Simulation:
     """A layer :class:`hibana.Recurrent` with :class:`hibana.SparseLinear` synapses during a simulation.
 
+    All neurons take each step. The memory of a trial are the tensors `trial_memory`.
+
     Args:
         layer: the layer.
         steps: the number of steps of the simulation.
@@ -54,11 +59,14 @@ class Simulation:
         drive: the stimuli and the silenced neurons.
         trials: the number of trials that :meth:`trial` returns, each for one thread; None: this simulation
             is the only one and runs on all threads.
+        dtype: the dtype of all numbers but the weights; None: that of the weights.
 
     Raises:
         Unsupported: if the layer has no native program.
         ValueError: if an argument has the wrong shape, or the synapses are not sorted.
     """
+
+    trial_memory: ClassVar[Sequence[str]] = ("work", "scratch", "sums")
 
     def __init__(
         self,
@@ -70,46 +78,54 @@ class Simulation:
         every: int,
         drive: Drive | None = None,
         trials: int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         synapses = layer.recurrent
         assert isinstance(synapses, SparseLinear)
-        self.neurons, self.every, self.dtype = layer.features, every, synapses.weight.dtype
-        if self.dtype not in (torch.float32, torch.float64) or not synapses.weight.is_cpu:
-            raise Unsupported(f"weights of {self.dtype} on {synapses.weight.device}; float32 on the CPU runs")
+        kind = synapses.weight.dtype
+        self.neurons, self.every, self.dtype = layer.features, every, dtype or kind
+        if kind not in (torch.float32, torch.float64) or not synapses.weight.is_cpu:
+            raise Unsupported(f"weights of {kind} on {synapses.weight.device}; float32 on the CPU runs")
         if reason := available.unavailable_reason():
             raise Unsupported(reason)
         cell, shape = evaluate_parametrizations(layer.cell), torch.Size([1, self.neurons])
         step = trace(cell, shape, self.dtype, draws=True)
-        self.program = Program(step, self.dtype)
-        self.seed = new_seed() if step.draws else 0
         self.time, self.longest_chunk = 0, LONGEST_CHUNK
         self.tensors: dict[str, Any] = {
             "constants": torch.tensor(step.constants or [0.0], dtype=self.dtype, device="cpu"),
-            "functions": torch.tensor(self.program.addresses or [0], dtype=torch.int64, device="cpu"),
             "bias": None if synapses.bias is None else self._row("bias", synapses.bias),
         }
         self.names = cell.state_names()
         self.drive, self.trials, self.index_of_trial = drive or Drive(), trials, 0
         self.drive.check(self.neurons, self.names[:-1])
         tensors = step.prologue(*self.drive.parameters(tensors_of(cell), self.neurons).values())
-        for leaf in self.program.parameters:
-            numbers = tensors[leaf.index].detach().to(self.dtype)
-            self.tensors[str(leaf)] = numbers.expand(shape).flatten().contiguous()
+        for i, numbers in enumerate(tensors[: step.parameters]):
+            row = numbers.detach().to(self.dtype).expand(shape).flatten().contiguous()
+            self.tensors[str(Leaf("parameter", i))] = row
+        self._set_inputs(steps, inputs)
+        example = torch.zeros(shape, dtype=self.dtype, device="cpu")
+        initial = cell.initial_state(example)
+        self.program = self._program(step, initial, kind)
+        self.seed = new_seed() if step.draws else 0
+        functions = self.program.addresses or [0]
+        self.tensors["functions"] = torch.tensor(functions, dtype=torch.int64, device="cpu")
         self._divide(torch.get_num_threads() if trials is None else 1)
         self._set_synapses(synapses)
-        self._set_inputs(steps, inputs)
         check_neurons(selected, self.neurons)
         self.selected = 0 if selected is None else selected.numel()
         self.tensors["neurons"] = None if selected is None else selected.to(torch.int32).contiguous()
-        example = torch.zeros(shape, dtype=self.dtype, device="cpu")
         self.has_history = isinstance(synapses, LooksBack)
         history = [example.new_zeros(self.delays - 1, *shape)] if self.has_history else []
-        self.start = state or (*cell.initial_state(example), *history)
+        self.start = state or (*initial, *history)
         """The state before the first step; with trials, its batch has 1 or all of them."""
         if trials is None:
-            self._set_state(self.start)
+            self.set_state(self.start)
         else:
             self.trial(trials - 1)  # raises if a state has a wrong shape
+
+    def _program(self, step: Step, initial: State, weights: torch.dtype) -> Any:
+        """The program of `step`, whose synapses have weights of the dtype `weights`."""
+        return Program(step, initial, self.dtype, weights)
 
     def trial(self, index: int) -> Self:
         """The simulation of trial `index`, which shares the synapses and may run in a thread of its own."""
@@ -120,10 +136,10 @@ class Simulation:
                 raise ValueError(f"state must have a batch of 1 or {self.trials} trials, got {len(start[0])}")
             states = [part[index : index + 1] for part in start[: len(self.names)]]
             start = *states, *(part[:, index : index + 1] for part in start[len(self.names) :])
-        for name in ("work", "scratch", "sums"):
+        for name in self.trial_memory:
             trial.tensors[name] = self.tensors[name].clone()
         trial.seed = _signed(self.seed + index * GOLDEN)
-        trial._set_state(start)
+        trial.set_state(start)
         return trial
 
     def _row(self, name: str, values: Tensor) -> Tensor:
@@ -189,7 +205,7 @@ class Simulation:
         self.tensors["inputs"] = inputs.detach().to(self.dtype).resolve_neg().contiguous()
         self.input_stride = 0 if is_constant else self.neurons
 
-    def _set_state(self, state: State) -> None:
+    def set_state(self, state: State) -> None:
         """Copies `state` into the memory of the program."""
         shapes: list[tuple[int, ...]] = [(1, self.neurons)] * len(self.names)
         shapes += [(self.delays - 1, 1, self.neurons)] if self.has_history else []
@@ -198,20 +214,29 @@ class Simulation:
             raise ValueError(f"state must be {names}, {shapes}, got {[tuple(part.shape) for part in state]}")
         *states, spikes = state[: len(self.names)]
         history = state[-1] if self.has_history else spikes[None][:0]
-        for name, value in zip(self.names, states, strict=False):
-            self.tensors[f"{name}_state"] = self._row(f"state {name}", value).clone()
-        fired = torch.cat([history.to(spikes.dtype), spikes[None]]).flatten(1)  # [delays, neurons]
+        fired = torch.cat([history.to(spikes.dtype), spikes[None]]).flatten(1)
         if not bool(((fired == 0) | (fired == 1)).all()):
             raise ValueError(f"state {self.names[-1]} and the spikes before must be 0 or 1")
+        rows = zip(self.names, states, strict=False)
+        self._start({name: self._row(f"state {name}", value).clone() for name, value in rows}, fired)
+
+    def _start(self, states: dict[str, Tensor], fired: Tensor) -> None:
+        """Begins with `states` and with the spikes `fired`, ``[delays, neurons]``, of the steps before."""
+        self.tensors |= {f"{name}_state": value for name, value in states.items()}
         self.fired = torch.zeros(self.delays, self.words, dtype=torch.int64, device="cpu")
         packed = pack_bits(fired)
         self.fired.view(torch.uint8)[:, : packed.shape[1]] = packed
 
     def state(self) -> dict[str, State]:
         """The state after the last step, in the format of :func:`hibana.run`."""
-        spikes = unpack_bits(self.fired.view(torch.uint8), self.neurons).to(self.dtype)[:, None]
-        inner = [self.tensors[f"{name}_state"].clone()[None] for name in self.names[:-1]]
-        return {"": (*inner, spikes[-1].clone(), *([spikes[:-1]] if self.has_history else []))}
+        spikes = unpack_bits(self.fired.view(torch.uint8), self.neurons)
+        return self._as_state([self.tensors[f"{name}_state"].clone() for name in self.names[:-1]], spikes)
+
+    def _as_state(self, states: Sequence[Tensor], fired: Tensor) -> dict[str, State]:
+        """The state of the layer from the rows of its `states` and its spikes, ``[delays, neurons]``."""
+        spikes = fired.to(self.dtype)[:, None]
+        rows = [value[None] for value in states]
+        return {"": (*rows, spikes[-1].clone(), *([spikes[:-1]] if self.has_history else []))}
 
     def advance(self, steps: int) -> Chunk:
         """Runs `steps` steps, and returns their record."""
@@ -223,25 +248,15 @@ class Simulation:
         inputs = self.tensors["inputs"]
         if inputs is not None and self.input_stride:
             inputs = inputs[self.time :]
-        events: dict[str, Any] = {}
-        for target in self.program.events:  # without events the addresses are 0
-            events |= dict.fromkeys(f"{target}_{part}" for part in ("starts", "neurons", "values"))
-        drawn = self.drive.events(self.index_of_trial, self.time, steps, self.dtype)
-        for state, (starts, event_neurons, values) in drawn.items():
-            target = "input" if state is None else f"{state}_state"
-            events |= {f"{target}_starts": starts, f"{target}_neurons": event_neurons}
-            events[f"{target}_values"] = values.contiguous()
         arguments = {
             **self.tensors,
-            **events,
+            **self._events(steps),
             **{"fired": fired, "samples": samples, "arrived": arrived, "inputs": inputs},
             **{"steps": steps, "time": self.time, "seed": self.seed, "parts": self.parts},
             **{"delays": self.delays, "keys": self.delays * self.parts, "words": self.words},
             **{"input_stride": self.input_stride, "every": self.every, "selected": self.selected},
         }
-        leaves = [arguments[name] for name in self.program.names]
-        numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in leaves]
-        run(self.program.kernel.address, self.parts, pack_arguments(numbers))
+        self._run(arguments)
         self.fired, self.time = fired[steps:].clone(), self.time + steps
         spike_steps, words = fired[self.delays :].nonzero(as_tuple=True)
         octets = fired[spike_steps + self.delays, words][:, None].view(torch.uint8)
@@ -250,6 +265,24 @@ class Simulation:
         by_state = samples.unbind(1) if self.selected else ()
         states = {name: values.clone() for name, values in zip(self.names, by_state, strict=False)}
         return Chunk(steps, spike_steps[places], neurons, states)
+
+    def _events(self, steps: int) -> dict[str, Any]:
+        """The arguments of the program with the events of the next `steps` steps; without events, None."""
+        events: dict[str, Any] = {}
+        for target in self.program.events:
+            events |= dict.fromkeys(f"{target}_{part}" for part in ("starts", "neurons", "values"))
+        drawn = self.drive.events(self.index_of_trial, self.time, steps, self.dtype)
+        for state, (starts, neurons, values) in drawn.items():
+            target = "input" if state is None else f"{state}_state"
+            events |= {f"{target}_starts": starts, f"{target}_neurons": neurons}
+            events[f"{target}_values"] = values.contiguous()
+        return events
+
+    def _run(self, arguments: Mapping[str, Any]) -> None:
+        """Runs the program with `arguments`, by name; None is the address 0."""
+        leaves = [arguments[name] for name in self.program.names]
+        numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in leaves]
+        run(self.program.kernel.address, self.parts, pack_arguments(numbers))
 
 
 def _signed(seed: int) -> int:

@@ -71,6 +71,12 @@ def binary_states(step: Step, initial: Sequence[Tensor]) -> States:
         binary = still
 
 
+def check_spikes(step: Step, initial: Sequence[Tensor]) -> None:
+    """Raises Unsupported unless the last state of `step` is always 0 or 1 from the `initial` states on."""
+    if len(initial) - 1 not in binary_states(step, initial):
+        raise Unsupported("the step does not emit spikes that are 0 or 1, as hb.spike returns them")
+
+
 class Integers(Analysis[Interval | None]):
     """Bounds of values that are always integers; None for other values."""
 

@@ -28,11 +28,11 @@ def measured_ranges(
 
     `tensors` are the arguments of the step's prologue, `initial` its initial states.
     """
-    nexts = simplified_nexts(step)
+    nexts, parameters = simplified_nexts(step), step.prologue(*tensors)
     state = [torch.zeros_like(inputs[0], dtype=torch.float64) + value for value in initial]
     ranges: list[Range] = []
     for input_ in inputs.double():
-        values = RealValues(step, tensors, input_, state)
+        values = RealValues(step, parameters, input_, state)
         state = values.run(nexts)
         step_ranges = [(float(values.of(v).min()), float(values.of(v).max())) for v in reachable(nexts)]
         pairs = zip(ranges or step_ranges, step_ranges, strict=True)
@@ -80,18 +80,21 @@ class Eager(Analysis[Tensor]):
 
 
 class RealValues(Eager):
-    """The values of a step in float64; only values that depend on `input_` and `state` need these."""
+    """The values of a step in float64, from `parameters`, the results of its prologue.
+
+    Only values that depend on `input_` and `state` need these.
+    """
 
     def __init__(
         self,
         step: Step,
-        tensors: Sequence[Tensor],
+        parameters: Sequence[Tensor],
         input_: Tensor | None = None,
         state: Sequence[Tensor] = (),
     ) -> None:
         super().__init__(torch.float64)
         self.step, self.input, self.state = step, input_, state
-        self.tensors: list[Tensor] = [value.double() for value in step.prologue(*tensors)]
+        self.tensors: list[Tensor] = [value.double() for value in parameters]
 
     def on_input(self, value: Value) -> Tensor:
         """The input of the step."""

@@ -95,7 +95,7 @@ class StepUnits:
         self.nexts, self.initial, self.input_unit = nexts, initial, input_unit
         self.order = reachable(nexts)
         self.ranges = None if ranges is None else dict(zip(self.order, ranges, strict=True))
-        self.real = RealValues(step, tensors)
+        self.real = RealValues(step, step.prologue(*tensors))
         self.spikes = binary_states(step, initial)
         """Indices of the binary states."""
         self.integers = Integers(step, self.spikes)
