@@ -349,3 +349,12 @@ def test_methods_are_chosen_and_refused_by_name(monkeypatch):
     hb.simulate(lif.double(), 10, torch.ones(10, N))
     hb.simulate(lif, 10, method="steps", stimulus=pulses(N, 10, 1.0))
     assert len(created) == 2
+
+
+def test_explain_names_the_program_of_the_simulation():
+    net = random_layer(hb.CubaLIFCell(5.0, 20.0), N, 0.3, 0)
+    assert "hb.simulate: passive neurons take no step, with float64 weights or a stimulus" in hb.explain(net)
+    net = random_layer(hb.QIFCell(), N, 0.3, 0)
+    reason = "hb.simulate: all neurons take each step, because the step is not affine: mul, of the states v"
+    assert reason in hb.explain(net)
+    assert "hb.simulate" not in hb.explain(hb.Recurrent(hb.LIFCell(), N))

@@ -100,14 +100,16 @@ def _reports(
             labels.add(label := layer if last == "cell" and layer not in labels else name)
             yield label, report
         elif callable(step := getattr(part, "step", None)) and isinstance(cell := step(), Cell):
-            report = explain_cell(cell, shape, dtype, backend)
+            report, notes = explain_cell(cell, shape, dtype, backend), []
             if REFERENCE in report.text:
                 labels.add(name)
-                note = "each step is called in Python, with the cell alone compiled"
-                yield name, report._replace(runs=f"{report.runs}; {note}", text=f"{report.text}{note}\n")
+                notes = ["each step is called in Python, with the cell alone compiled"]
             else:
                 reported_modules.update(part.modules())
-                yield name, report
+            if callable(explain_simulation := getattr(part, "explain_simulation", None)):
+                notes += explain_simulation()
+            lines = "".join(f"{note}\n" for note in notes)
+            yield name, report._replace(runs="; ".join([report.runs, *notes]), text=report.text + lines)
         elif callable(explain_part := getattr(part, "explain", None)):
             yield name, Report(str(explain_part()), f"{explain_part()}\n")
 

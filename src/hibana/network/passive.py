@@ -84,9 +84,9 @@ class PassiveSimulation(Simulation):
         integers = records.view(torch.int64)
         integers[:, program.places["last"]] = self.time - 1
         integers[:, program.places["group"]] = self.groups
-        neurons = torch.arange(self.words * WORD, device="cpu").reshape(self.words, WORD) < self.neurons
-        bits = torch.ones(WORD, dtype=torch.int64, device="cpu") << torch.arange(WORD, device="cpu")
-        self.tensors["due"].copy_((neurons * bits).sum(1))
+        places = torch.arange(self.words * WORD, dtype=torch.int64, device="cpu").reshape(self.words, WORD)
+        bits = torch.ones_like(places) << (places % WORD)
+        self.tensors["due"].copy_(((places < self.neurons) * bits).sum(1))
         delays, fired_neurons = fired.nonzero(as_tuple=True)
         self.spikes = fired_neurons.to(torch.int32)
         steps = torch.arange(self.delays + 1, dtype=torch.int64, device="cpu")
@@ -103,7 +103,9 @@ class PassiveSimulation(Simulation):
             self._arguments(0, self.starts, self.spikes, samples) | {"neurons": every, "selected": len(every)}
         )
         fired = torch.zeros(self.delays, self.neurons, dtype=self.dtype, device="cpu")
-        rows = torch.arange(self.delays, device="cpu").repeat_interleave(self.starts.diff())
+        rows = torch.arange(self.delays, dtype=torch.int64, device="cpu").repeat_interleave(
+            self.starts.diff()
+        )
         fired[rows, self.spikes.long()] = 1
         return self._as_state(list(samples[0]), fired)
 
@@ -127,7 +129,9 @@ class PassiveSimulation(Simulation):
         rows = (self.time + steps) // self.every - self.time // self.every
         self.time += steps
         starts = starts[: self.delays + steps + 1]
-        spike_steps = torch.arange(steps, device="cpu").repeat_interleave(starts[self.delays :].diff())
+        spike_steps = torch.arange(steps, dtype=torch.int64, device="cpu").repeat_interleave(
+            starts[self.delays :].diff()
+        )
         dropped = int(starts[steps])
         self.spikes, self.starts = spikes[dropped : int(starts[-1])].clone(), starts[steps:] - dropped
         by_state = samples[:rows].unbind(1) if self.selected else ()

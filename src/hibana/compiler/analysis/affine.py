@@ -206,7 +206,7 @@ class Affine(Analysis[Form | Flag]):
         if not bool((gap != 0).all()):
             return None
         rows = torch.where((gap > 0)[:, None], -difference, difference)
-        holds = torch.full((self.neurons,), name != "eq", device="cpu")
+        holds = torch.full((self.neurons,), name != "eq", dtype=torch.bool, device="cpu")
         return Flag(holds, guards | self._guarded(rows, torch.ones_like(holds)))
 
     def _extreme(self, value: Value, name: str, forms: list[Form], guards: Indices) -> Form:

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hibana.cells import Cell
 from hibana.compiler.analysis.affine import Affine, Form, Guard, NotAffine, numeric_dependents
 from hibana.compiler.analysis.binary import check_spikes
 from hibana.compiler.analysis.real_values import RealValues
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
+from hibana.compiler.graph.trace import trace
+from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
 
-__all__ = ["BASE_BITS", "LEVELS", "PassiveForm", "passive_form", "passive_forms"]
+__all__ = ["BASE_BITS", "LEVELS", "PassiveForm", "passive_form", "passive_forms", "passive_forms_of_cell"]
 
 BASE_BITS, LEVELS = 6, 6
 """Powers of M are stored for each digit, in base 64, of numbers of steps below 2^36."""
@@ -78,6 +81,18 @@ def passive_forms(
     groups, first = _groups_of([*parameters, input_])
     rows = [[row[first] for row in numbers] for numbers in (parameters, initial)]
     return groups, passive_form(step, rows[0], input_[first], rows[1])
+
+
+def passive_forms_of_cell(cell: Cell, input_: Tensor) -> tuple[Tensor, PassiveForm]:
+    """As :func:`passive_forms`, of neurons of `cell` with the constant `input_`, ``[neurons]``."""
+    cell, shape = evaluate_parametrizations(cell), torch.Size([1, len(input_)])
+    step = trace(cell, shape, torch.float64, draws=True)
+    numbers = step.prologue(*tensors_of(cell).values())[: step.parameters]
+    rows = [
+        [row.detach().double().expand(shape).flatten() for row in values]
+        for values in (numbers, cell.initial_state(input_.double()[None]))
+    ]
+    return passive_forms(step, rows[0], input_.double(), rows[1])
 
 
 def _groups_of(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
