@@ -192,7 +192,9 @@ class PassiveProgram:
         ):
             word = a["due"] + (first + place)
             with code.each_bit(word.load()) as bit:
-                a["listed"][count.value] = ((first + place) * WORD + bit).to(a["listed"].element)
+                neuron = (first + place) * WORD + bit
+                self._record(neuron).prefetch(to_write=True)
+                a["listed"][count.value] = neuron.to(a["listed"].element)
                 count.value = count.value + 1
             word[0] = 0
         return count.value
