@@ -189,15 +189,31 @@ def test_the_command_trains_on_masked_sequences(tmp_path, capsys):
     assert shown["answer"] != shown["label"]
 
 
-def test_quantities_and_spike_trains_use_no_rocket(tmp_path):
+def test_spike_trains_use_no_rocket(tmp_path):
     x, _ = sawteeth()
-    np.savez(tmp_path / "level.npz", x=x[..., None], y=x.mean(1) + np.linspace(0, 1, 60))
     np.savez(tmp_path / "spikes.npz", x=(x > 0.5)[..., None].astype("u1"), y=np.arange(60) % 2)
-    for name in ("level.npz", "spikes.npz"):
-        settings = train.Settings(data=str(tmp_path / name), kind="sequences")
-        samples = settings.samples()
-        samples.setup()
-        assert series.choose_network(settings, samples) == (settings.on(samples), samples)
+    settings = train.Settings(data=str(tmp_path / "spikes.npz"), kind="sequences")
+    samples = settings.samples()
+    samples.setup()
+    assert series.choose_network(settings, samples) == (settings.on(samples), samples)
+
+
+def test_a_quantity_is_predicted_by_the_rocket_if_it_explains_left_out_series(tmp_path):
+    random = np.random.default_rng(0)
+    pace = random.uniform(0.2, 0.9, 80)
+    x = np.sin(np.arange(40) * pace[:, None] + 6 * random.random((80, 1)))
+    for name, y in (("pace", 3 + 2 * pace), ("noise", random.standard_normal(80))):
+        np.savez(tmp_path / f"{name}.npz", x=x[..., None], y=y)
+    settings = train.Settings(data=str(tmp_path / "pace.npz"))
+    _, outcome = train.fit(settings, tmp_path / "run")
+    assert outcome.settings.layers.startswith("rocket40")
+    assert outcome.explained > 0.8
+    answers = train.predict(outcome.checkpoint, tmp_path / "pace.npz").answers
+    assert np.abs(np.array(answers) - 3 - 2 * pace).mean() < 0.1
+    settings = train.Settings(data=str(tmp_path / "noise.npz"))
+    samples = settings.samples()
+    samples.setup()
+    assert series.choose_network(settings, samples) == (settings.on(samples), samples)
 
 
 def test_invalid_settings_are_refused():

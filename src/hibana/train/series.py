@@ -1,7 +1,8 @@
 """Selects a spiking Rocket for the user's series if the settings leave the network open.
 
 The Rocket is fitted in closed form. Leave-one-out validation decides whether its neurons have a refractory
-period, and whether series of unequal length are stretched or padded. The test part is not used.
+period, and whether series of unequal length are stretched or padded. The test part is not used. A quantity
+that the Rocket does not explain on left-out series (R² of at most 0) keeps the trained windows.
 """
 
 from dataclasses import replace
@@ -25,7 +26,7 @@ def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings
     """Returns complete settings with the chosen network, and the samples for it.
 
     The samples are read again if the Rocket needs another number of steps. Their `summary` then also reports
-    the Rocket's accuracy on left-out series.
+    the Rocket's accuracy, or the explained variance of a quantity, on left-out series.
 
     Args:
         settings: settings as the user passed them.
@@ -49,7 +50,13 @@ def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings
     refractory = fit_candidate(refractory_settings, plain.samples)
     best = min(plain, refractory, key=lambda candidate: candidate.error)
     neurons = f", refractory for {REFRACTORY_PERIOD} steps" if best is refractory else ""
-    accuracy = f"{best.accuracy:.1%} of left-out training series right"
+    if not samples.description.target.classes and best.accuracy <= 0:
+        return default, samples
+    accuracy = (
+        f"{best.accuracy:.1%} of left-out training series right"
+        if samples.description.target.classes
+        else f"{best.accuracy:.1%} of the variance of left-out training series explained"
+    )
     best.samples.summary += f"\nspiking Rocket over {steps} steps{neurons}: {accuracy}"
     return best.model.settings, best.samples
 
@@ -57,7 +64,7 @@ def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings
 def _is_open(settings: Settings, samples: data.UserData) -> bool:
     """Whether the network is still to be chosen: the user passed only options of the data, which are series.
 
-    A Rocket (random convolutions of spiking neurons) must be able to classify them.
+    A Rocket (random convolutions of spiking neurons) must be able to read them.
     """
     data_options = {*FILE_OPTIONS, "data", "steps", "seed"} - {"class_weights"}
     return (
@@ -65,12 +72,11 @@ def _is_open(settings: Settings, samples: data.UserData) -> bool:
         and settings.kind in ("sequences", "sound")
         and settings.explicit <= data_options
         and not samples.has_spike_trains
-        and bool(samples.description.target.classes)
     )
 
 
 class Candidate(NamedTuple):
-    """A fitted Rocket with its data, and its accuracy and squared error on left-out series."""
+    """A fitted Rocket with its data; accuracy (R² of quantities) and squared error on left-out series."""
 
     model: Network
     samples: data.UserData
@@ -93,7 +99,7 @@ def fit_candidate(settings: Settings, samples: data.UserData | None = None) -> C
 
 
 def fit_rocket(model: Network, samples: data.DataSet) -> float:
-    """Fits the Rocket of `model` in closed form; returns its accuracy on left-out series.
+    """Fits the Rocket of `model` in closed form; returns its accuracy (R²) on left-out series.
 
     A Rocket that is not trained further is also fitted to the validation part: leave-one-out validates it.
     """
