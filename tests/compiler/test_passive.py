@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana.compiler.analysis.passive import BASE_BITS, LEVELS, passive_form, passive_forms
+from hibana.compiler.analysis.passive import BASE_BITS, LEVELS, grouped_form, passive_form
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
@@ -84,7 +84,7 @@ def form_of(cell, input_=0.0):
     inputs = example[0] + input_
     states = [state.expand(shape).flatten() for state in cell.initial_state(example)]
     with torch.no_grad():
-        groups, form = passive_forms(step, [row.detach() for row in rows[: step.parameters]], inputs, states)
+        groups, form = grouped_form(step, [row.detach() for row in rows[: step.parameters]], inputs, states)
     return groups, form, step, inputs
 
 

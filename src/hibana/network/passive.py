@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler import State
-from hibana.compiler.analysis.passive import PassiveForm, passive_forms
+from hibana.compiler.analysis.passive import grouped_form
 from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
@@ -22,7 +22,11 @@ __all__ = ["PassiveSimulation"]
 ROOM = 1 << 20
 """Spikes that fit into the record of a chunk, beyond one for each neuron; a full record ends the chunk."""
 BUSY = 0.02
-"""Share of the steps of all neurons, on one thread, above which a chunk runs faster step by step."""
+"""Share of the steps of all neurons, on one thread, above which a chunk runs faster step by step.
+
+Measured with 138,639 neurons on an AMD EPYC (Zen 4): an update takes 33 ns, with the arrivals before it, and
+a step of all neurons in float64 0.8 ns for each.
+"""
 
 
 class PassiveSimulation(Simulation):
@@ -57,11 +61,9 @@ class PassiveSimulation(Simulation):
             input_ = self.tensors[name] + input_
         parameters = [self.tensors[str(Leaf("parameter", i))] for i in range(step.parameters)]
         states = [state.expand(1, self.neurons).flatten() for state in initial]
-        self.groups, form = passive_forms(step, parameters, input_, states)
-        self.form: PassiveForm = form
-        self.tensors |= {"rest": form.rest, "powers": form.powers, "guards": form.guards}
-        fixed = torch.stack([*form.fixed.values(), form.rest[:, 0]], 1)  # never empty
-        self.tensors["fixed"] = fixed[:, : len(form.fixed)].contiguous()
+        self.groups, form = grouped_form(step, parameters, input_, states)
+        fixed = torch.cat([form.rest[:, :0], *(value[:, None] for value in form.fixed.values())], 1)
+        self.tensors |= {"rest": form.rest, "powers": form.powers, "guards": form.guards, "fixed": fixed}
         return PassiveProgram(step, form, weights, terms)
 
     def _divide(self, threads: int) -> None:
@@ -72,7 +74,6 @@ class PassiveSimulation(Simulation):
         self.tensors["due"] = torch.zeros(self.words, dtype=torch.int64, device="cpu")
         self.tensors["listed"] = torch.empty(self.neurons, dtype=torch.int32, device="cpu")
         self.tensors["records"] = torch.zeros(self.neurons, program.size, dtype=torch.float64, device="cpu")
-        self.tensors["results"] = torch.zeros(2, dtype=torch.int64, device="cpu")
 
     def _start(self, states: dict[str, Tensor], fired: Tensor) -> None:
         """Fills the records; all neurons are due at the first step."""
@@ -99,14 +100,10 @@ class PassiveSimulation(Simulation):
             return self.successor.state()
         every = torch.arange(self.neurons, dtype=torch.int32, device="cpu")
         samples = torch.empty(1, len(self.names) - 1, self.neurons, dtype=self.dtype, device="cpu")
-        self._run(
-            self._arguments(0, self.starts, self.spikes, samples) | {"neurons": every, "selected": len(every)}
-        )
+        arguments = self._arguments(0, self.starts, self.spikes, samples)
+        self._run(arguments | {"neurons": every, "selected": self.neurons})
         fired = torch.zeros(self.delays, self.neurons, dtype=self.dtype, device="cpu")
-        rows = torch.arange(self.delays, dtype=torch.int64, device="cpu").repeat_interleave(
-            self.starts.diff()
-        )
-        fired[rows, self.spikes.long()] = 1
+        fired[_step_of_each(self.starts), self.spikes.long()] = 1
         return self._as_state(list(samples[0]), fired)
 
     def advance(self, steps: int) -> Chunk:
@@ -118,28 +115,19 @@ class PassiveSimulation(Simulation):
         spikes[:before] = self.spikes
         starts = torch.zeros(self.delays + steps + 1, dtype=torch.int64, device="cpu")
         starts[: self.delays + 1] = self.starts
-        rows = (self.time + steps) // self.every - self.time // self.every
-        samples = torch.empty(rows, len(self.names) - 1, self.selected, dtype=self.dtype, device="cpu")
-        results = self.tensors["results"].clone()
-        self._run(
-            self._arguments(steps, starts, spikes, samples) | self._events(steps) | {"results": results}
-        )
-        steps, updates = results.tolist()
+        arguments = self._arguments(steps, starts, spikes, self._empty_samples(steps)) | self._events(steps)
+        self._run(arguments)
+        steps, updates = arguments["results"].tolist()
         self.updates += updates
-        rows = (self.time + steps) // self.every - self.time // self.every
-        self.time += steps
         starts = starts[: self.delays + steps + 1]
-        spike_steps = torch.arange(steps, dtype=torch.int64, device="cpu").repeat_interleave(
-            starts[self.delays :].diff()
-        )
-        dropped = int(starts[steps])
-        self.spikes, self.starts = spikes[dropped : int(starts[-1])].clone(), starts[steps:] - dropped
-        by_state = samples[:rows].unbind(1) if self.selected else ()
-        states = {name: values.clone() for name, values in zip(self.names, by_state, strict=False)}
+        end, dropped = int(starts[-1]), int(starts[steps])
+        self.spikes, self.starts = spikes[dropped:end].clone(), starts[steps:] - dropped
+        spike_steps, neurons = _step_of_each(starts[self.delays :]), spikes[before:end].clone()
+        chunk = self._chunk(steps, spike_steps, neurons, arguments["samples"])
         threads = 1 if self.trials else torch.get_num_threads()
         if self.switches and updates > self.neurons + BUSY / threads * steps * self.neurons:
             self._switch()
-        return Chunk(steps, spike_steps, spikes[before : int(starts[-1])].clone(), states)
+        return chunk
 
     def _switch(self) -> None:
         """Goes on step by step."""
@@ -152,13 +140,21 @@ class PassiveSimulation(Simulation):
 
     def _arguments(self, steps: int, starts: Tensor, spikes: Tensor, samples: Tensor) -> dict[str, Any]:
         """The arguments of the program without events; `spikes` is their array, `starts` begins each step."""
+        results = torch.zeros(2, dtype=torch.int64, device="cpu")
         return {
             **dict.fromkeys(self.program.names),
             **self.tensors,
             **{"starts": starts, "spikes": spikes, "samples": samples, "capacity": len(spikes)},
+            "results": results,
             **{"steps": steps, "time": self.time, "delays": self.delays, "words": self.words},
             **{"every": self.every, "selected": self.selected},
         }
+
+
+def _step_of_each(starts: Tensor) -> Tensor:
+    """The step of each spike; `starts` are the first spike of each step, and the end."""
+    steps = torch.arange(len(starts) - 1, dtype=torch.int64, device="cpu")
+    return steps.repeat_interleave(starts.diff())
 
 
 class _Shared:

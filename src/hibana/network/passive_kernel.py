@@ -12,34 +12,18 @@ Weights are added in the same order as in :mod:`hibana.network.simulate_kernel`.
 one record, so that an update reads one or two cache lines.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from itertools import product
 
 import torch
 
 from hibana.compiler.analysis.passive import BASE_BITS, LEVELS, PassiveForm
-from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
-from hibana.compiler.cpu.row_pass import row_pass
-from hibana.compiler.cpu.vector_functions import vector_functions
-from hibana.compiler.graph.leaf import INPUT, OUTPUT, Leaf
+from hibana.compiler.cpu.kernel_writer import write_call
+from hibana.compiler.graph.leaf import INPUT, OUTPUT
 from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.step import Step
-from hibana.network.simulate_kernel import WORD, WORDS
-from hibana.runtime.kernels import (
-    DOUBLE,
-    LONG,
-    Code,
-    Doubles,
-    Floats,
-    Ints,
-    Kind,
-    Longs,
-    Pointer,
-    Value,
-    assemble,
-    module,
-)
+from hibana.network.simulate_kernel import WORD, WORDS, NeuronProgram
+from hibana.runtime.kernels import DOUBLE, LONG, Doubles, Ints, Kind, Longs, Pointer, Value
 
 __all__ = ["PassiveProgram"]
 
@@ -47,13 +31,15 @@ BLOCK = 256
 """Neurons that take a step at once, fewer than in :mod:`hibana.network.simulate_kernel`."""
 LINE = 8
 """Numbers in a cache line; a record has a multiple of them."""
+HEADER = ("emitted", "last", "group")
+"""What a record holds between the states and the other numbers of the neuron."""
 INTEGERS = ("steps", "time", "delays", "words", "capacity", "every", "selected")
 """Integer arguments: the steps, or 0 to record the states only; the number of the first step; the number of
 delays; the words of bits of the due neurons; the spikes that fit into their array; and how many neurons are
 recorded at which steps."""
 
 
-class PassiveProgram:
+class PassiveProgram(NeuronProgram):
     """The native program of neurons that take `step`, in float64, and have the passive form `form`.
 
     A record holds the states, the output, the step of the last update, the group, then :attr:`numbers`.
@@ -66,48 +52,32 @@ class PassiveProgram:
     """
 
     def __init__(self, step: Step, form: PassiveForm, weights: torch.dtype, terms: tuple[str, ...]) -> None:
-        functions = vector_functions(step, torch.float64)
-        self.form, self.terms, self.carried = form, terms, step.carried[:-1]
-        stores = forward_pass(step, None)
-        self.neurons_pass = row_pass("neurons", stores, Doubles, frozenset(functions))
-        operations = sorted(self.neurons_pass.operations & self.neurons_pass.calls)
-        self.addresses = [functions[op] for op in operations]
-        """Addresses of the vector functions that the program calls."""
+        super().__init__(step, forward_pass(step, None), torch.float64)
+        self.form, self.terms, self.emitted = form, terms, step.carried[-1]
         leaves = [leaf for call in self.neurons_pass.sequence for leaf in call.rows]
-        rows = dict.fromkeys([*self.carried, step.carried[-1], INPUT, OUTPUT, *leaves])
+        rows = dict.fromkeys([*self.carried, self.emitted, INPUT, OUTPUT, *leaves])
         self.rows = {leaf: i * BLOCK for i, leaf in enumerate(rows)}
         """Where the row of each leaf begins in the scratch memory."""
         self.scratch_rows = len(rows)
-        self.numbers = [*terms, *(str(leaf) for leaf in rows if leaf.kind == "parameter")]
-        self.places = {name: i for i, name in enumerate((*map(str, self.carried), *_HEADER, *self.numbers))}
+        self.parameters = [leaf for leaf in rows if leaf.kind == "parameter"]
+        """The parameters that differ between neurons."""
+        self.numbers = [*terms, *map(str, self.parameters)]
+        self.places = {name: i for i, name in enumerate((*map(str, self.carried), *HEADER, *self.numbers))}
         """The place of each number in a record."""
-        self.emitted = step.carried[-1]
         self.size = -(-len(self.places) // LINE) * LINE
         """Numbers in a record."""
-        self.events = {"input": "input"} | {str(leaf): str(leaf) for leaf in self.carried}
-        kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
-        kinds |= dict.fromkeys(("row_starts", "due", "starts", "functions", "results"), Longs)
-        kinds |= dict.fromkeys(("targets", "index", "spikes", "listed", "neurons"), Ints)
-        for name in self.events:
-            kinds |= {f"{name}_starts": Longs, f"{name}_neurons": Ints, f"{name}_values": Doubles}
-        kinds["weights"] = Doubles if weights == torch.float64 else Floats
-        tables = ("sums", "records", "rest", "powers", "guards", "fixed", "scratch", "constants", "samples")
-        read = self.neurons_pass.leaves.items()
-        scalars = [str(leaf) for leaf, value in read if value.is_scalar and leaf.kind == "parameter"]
-        kinds |= dict.fromkeys((*tables, *scalars), Doubles)
-        self.names = tuple(kinds)
-        """The names of the arguments in order: integers, then addresses."""
-        self.code = Code()
-        self.arguments: dict[str, Any] = self.code.arguments(kinds)
-        pointers = self.arguments["functions"]
-        self.functions = {op: Pointer.from_address(pointers[i]) for i, op in enumerate(operations)}
-        self.scalars: Mapping[Leaf, Value] = scalar_arguments(
-            [self.neurons_pass], self.arguments["constants"], lambda leaf: self.arguments[str(leaf)][0]
-        )
-        self._write()
-        self.kernel = assemble(module(self.code.kernel("simulate")), "simulate")
+        tables: dict[str, Kind] = dict.fromkeys(("due", "starts", "results"), Longs)
+        tables |= dict.fromkeys(("spikes", "listed"), Ints)
+        names = ("sums", "records", "rest", "powers", "guards", "fixed", "scratch", "constants", "samples")
+        scalars = [
+            str(leaf)
+            for leaf, value in self.neurons_pass.leaves.items()
+            if value.is_scalar and leaf.kind == "parameter"
+        ]
+        tables |= dict.fromkeys((*names, *scalars), Doubles)
+        self.assemble(INTEGERS, tables, weights)
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Writes all steps, until the spikes of a step might not fit; or only records the states."""
         code, a = self.code, self.arguments
         step, spikes, updates = code.variable(0), code.variable(a["starts"][a["delays"]]), code.variable(0)
@@ -117,14 +87,14 @@ class PassiveProgram:
             t = step.value
             now = a["time"] + t
             self._deliver(t)
-            self._each_event("input", t, self._receive)
+            self.each_event("input", t, self._receive)
             count = self._list()
             with code.loop(0, count, BLOCK) as first:
                 spikes.value = self._update(
                     a["listed"] + first, (count - first).smaller(BLOCK), now, spikes.value
                 )
             for i, leaf in enumerate(self.carried):
-                self._each_event(str(leaf), t, partial(self._move, now, i))
+                self.each_event(str(leaf), t, partial(self._move, now, i))
             with code.when(((now + 1) % a["every"]).equals(0)):
                 self._sample((now + 1) // a["every"] - a["time"] // a["every"] - 1, now)
             updates.value = updates.value + count
@@ -156,13 +126,6 @@ class PassiveProgram:
                 entry, row = a["index"] + (source * (a["delays"] + 1) + delay), a["row_starts"][source]
                 with code.loop(row + entry[0].to(LONG), row + entry[1].to(LONG)) as synapse:
                     self._receive(a["targets"][synapse].to(LONG), a["weights"][synapse].to(DOUBLE))
-
-    def _each_event(self, name: str, t: Value, add: Callable[[Value, Value], None]) -> None:
-        """Calls `add` with the neuron and the value of each event `name` of step `t`."""
-        code, a = self.code, self.arguments
-        starts = a[f"{name}_starts"]
-        with code.when(starts.is_not_null()), code.loop(starts[t], starts[t + 1]) as event:
-            add(a[f"{name}_neurons"][event].to(LONG), a[f"{name}_values"][event])
 
     def _move(self, now: Value, state: int, neuron: Value, value: Value) -> None:
         """Adds `value` to a state of `neuron` after step `now`."""
@@ -216,12 +179,9 @@ class PassiveProgram:
                 digit = remaining.value & digits
                 with code.when(digit > 0):
                     map_ = a["powers"] + (level.value + digit - 1) * (size * (size + 1))
-                    moved = []
-                    for i in range(size):
-                        total = map_[i * (size + 1) + size]
-                        for j in range(size):
-                            total = total + map_[i * (size + 1) + j] * gaps[j].value
-                        moved.append(total)
+                    moved = [map_[i * (size + 1) + size] for i in range(size)]
+                    for i, j in product(range(size), repeat=2):
+                        moved[i] = moved[i] + map_[i * (size + 1) + j] * gaps[j].value
                     for gap, value in zip(gaps, moved, strict=True):
                         gap.value = value
                 remaining.value = remaining.value >> BASE_BITS
@@ -246,8 +206,8 @@ class PassiveProgram:
                 total = record[places[name]] + total
             rows[INPUT][i] = total
             a["sums"][neuron] = 0.0
-            for name, leaf in ((str(leaf), leaf) for leaf in rows if leaf.kind == "parameter"):
-                rows[leaf][i] = record[places[name]]
+            for leaf in self.parameters:
+                rows[leaf][i] = record[places[str(leaf)]]
         for call in self.neurons_pass.sequence:
             write_call(code, call, [rows[leaf] for leaf in call.rows], self.scalars, self.functions, size)
         count = code.variable(spikes)
@@ -290,7 +250,3 @@ class PassiveProgram:
             states = self._up_to_date(self._record(a["neurons"][i].to(LONG)), now)
             for j, state in enumerate(states):
                 a["samples"][(row * len(states) + j) * a["selected"] + i] = state
-
-
-_HEADER = ("emitted", "last", "group")
-"""What a record holds between the states and the numbers of the neuron."""

@@ -131,7 +131,7 @@ def simulate(
         method: ``"steps"``: all neurons take each step, in the dtype of the weights. ``"passive"``: passive
             neurons take no step; all states are float64, also the returned ones. ``"auto"``: ``"passive"``
             for weights in float64 and for calls with a stimulus, if the neurons can be passive and each step
-            has the same `inputs`; it goes on step by step, in float64, while too many neurons are active.
+            has the same `inputs`; once too many neurons are active, it goes on step by step in float64.
         record: ``"spikes"``, or ``"counts"`` for only the number of spikes of each neuron.
         neurons: the indices of output neurons whose states are recorded, ascending; None for no neuron.
         every: states are recorded after each `every` steps.
@@ -170,6 +170,8 @@ def simulate(
                 raise ValueError(f"state must have the entry '' of the layer, got {names}")
             try:
                 layer_state = None if state is None else state[""]
+                if method == "auto" and not (drive.stimuli or net.recurrent.weight.dtype == torch.float64):
+                    method = "steps"
                 runner = _simulation(method, net, steps, inputs, layer_state, neurons, every, drive, trials)
             except Unsupported as error:
                 if drive or trials is not None:
@@ -195,24 +197,26 @@ def simulate(
             return _run_trials(runner, steps, trials, interrupted, bar, keep_spikes=record == "spikes")
 
 
-def _simulation(method: Method, layer: Recurrent, *arguments: Any) -> Simulation:
-    """The simulation of `layer` by `method`; `arguments` are those of :class:`Simulation` after the layer.
+def _simulation(method: Method, *arguments: Any) -> Simulation:
+    """The simulation by `method`, ``"auto"`` only if it prefers passive neurons.
+
+    Args:
+        method: the method.
+        arguments: those of :class:`Simulation` in order, without the dtype.
 
     Raises:
         Unsupported: if the layer has no native program.
+        ValueError: if the neurons are never passive, but must be.
     """
-    drive, synapses = arguments[-2], layer.recurrent
-    assert isinstance(drive, Drive)
-    assert isinstance(synapses, SparseLinear)
-    is_double = synapses.weight.dtype == torch.float64
-    if method == "passive" or (method == "auto" and (is_double or drive.stimuli)):
-        try:
-            return PassiveSimulation(layer, *arguments, torch.float64, switches=method == "auto")
-        except Unsupported as error:
-            if method == "passive":
-                reason = f'{error}; write method="auto" or "steps"'
-                raise ValueError(f"the neurons of net are never passive: {reason}") from error
-    return Simulation(layer, *arguments)
+    if method == "steps":
+        return Simulation(*arguments)
+    try:
+        return PassiveSimulation(*arguments, torch.float64, switches=method == "auto")
+    except Unsupported as error:
+        if method == "auto":
+            return Simulation(*arguments)
+        reason = f'{error}; write method="auto" or "steps"'
+        raise ValueError(f"the neurons of net are never passive: {reason}") from error
 
 
 def _run_trials(

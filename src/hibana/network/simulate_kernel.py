@@ -12,7 +12,7 @@ together and wait for each other once per step. At each step, a part
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ from hibana.runtime.kernels import (
     module,
 )
 
-__all__ = ["BLOCK", "SEGMENTS", "WORD", "WORDS", "Program", "index_parts"]
+__all__ = ["BLOCK", "SEGMENTS", "WORD", "WORDS", "NeuronProgram", "Program", "index_parts"]
 
 WORD = 64
 """Parts begin at multiples of this number of neurons, whose spikes are one word of bits."""
@@ -96,7 +96,69 @@ def _stores(step: Step, initial: Sequence[Tensor]) -> Stores:
     return substitute(stores, {previous: GraphValue("to_float", (GraphValue("bits", leaf=OUTPUT.at(-1)),))})
 
 
-class Program:
+class NeuronProgram:
+    """What the native programs of :func:`hibana.simulate` share: arguments, functions and events of a step.
+
+    Args:
+        step: the traced step.
+        stores: the values that a step stores.
+        dtype: the dtype of all numbers but the weights.
+
+    Raises:
+        Unsupported: if an operation has no function for `dtype`.
+    """
+
+    events: tuple[str, ...]
+    """The input and the states that events are added to, by the names of their arguments."""
+
+    def __init__(self, step: Step, stores: Stores, dtype: torch.dtype) -> None:
+        functions = vector_functions(step, dtype)
+        self.number: type[Doubles | Floats] = Doubles if dtype == torch.float64 else Floats
+        self.carried = step.carried[:-1]
+        self.neurons_pass = row_pass("neurons", stores, self.number, frozenset(functions))
+        self.operations = sorted(self.neurons_pass.operations & self.neurons_pass.calls)
+        self.addresses = [functions[op] for op in self.operations]
+        """Addresses of the vector functions that the program calls."""
+        self.events = ("input", *map(str, self.carried))
+
+    def assemble(self, integers: Sequence[str], tables: Mapping[str, Kind], weights: torch.dtype) -> None:
+        """Writes and assembles the program.
+
+        Args:
+            integers: the names of its integers.
+            tables: its addresses, but for those of events, weights, functions and synapses.
+            weights: the dtype of the synapses' weights.
+        """
+        kinds: dict[str, Kind] = dict.fromkeys(integers, LONG)
+        kinds |= {"functions": Longs, "row_starts": Longs, "targets": Ints, "index": Ints, "neurons": Ints}
+        for name in self.events:
+            kinds |= {f"{name}_starts": Longs, f"{name}_neurons": Ints, f"{name}_values": self.number}
+        kinds |= {"weights": Doubles if weights == torch.float64 else Floats, **tables}
+        self.names = tuple(kinds)
+        """The names of the arguments in order: integers, then addresses."""
+        self.code = Code()
+        self.arguments: dict[str, Any] = self.code.arguments(kinds)
+        addresses = self.arguments["functions"]
+        self.functions = {op: Pointer.from_address(addresses[i]) for i, op in enumerate(self.operations)}
+        self.scalars: Mapping[Leaf, Value] = scalar_arguments(
+            [self.neurons_pass], self.arguments["constants"], lambda leaf: self.arguments[str(leaf)][0]
+        )
+        self.write()
+        self.kernel = assemble(module(self.code.kernel("simulate")), "simulate")
+
+    def write(self) -> None:
+        """Writes the code of all steps."""
+        raise NotImplementedError
+
+    def each_event(self, name: str, t: Value, add: Callable[[Value, Value], None]) -> None:
+        """Calls `add` with the neuron and the value of each event `name` of step `t`."""
+        code, a = self.code, self.arguments
+        starts = a[f"{name}_starts"]
+        with code.when(starts.is_not_null()), code.loop(starts[t], starts[t + 1]) as event:
+            add(a[f"{name}_neurons"][event].to(LONG), a[f"{name}_values"][event])
+
+
+class Program(NeuronProgram):
     """The native program of neurons that take `step` in `dtype`, whose input includes the synapses' sums.
 
     Its function runs the parts from ``%begin`` to ``%end`` over all steps.
@@ -111,43 +173,17 @@ class Program:
     ) -> None:
         if step.matrices:
             raise Unsupported("the step multiplies states by a matrix")
-        self.step, self.number = step, Doubles if dtype == torch.float64 else Floats
-        functions = vector_functions(step, dtype)
-        self.neurons_pass = neurons_pass = row_pass(
-            "neurons", _stores(step, initial), self.number, frozenset(functions)
-        )
-        operations = sorted(neurons_pass.operations & neurons_pass.calls)
-        self.addresses = [functions[op] for op in operations]
-        """Addresses of the vector functions that the program calls."""
-        self.scratch_rows = len(neurons_pass.scratch)
+        super().__init__(step, _stores(step, initial), dtype)
+        self.scratch_rows = len(self.neurons_pass.scratch)
         """Rows of :data:`BLOCK` numbers that each part keeps between the calls of a step."""
-        self.parameters = [
-            leaf for i in range(step.parameters) if (leaf := Leaf("parameter", i)) in neurons_pass.leaves
-        ]
-        """The parameters of the cell that are arguments."""
-        kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
-        kinds |= dict.fromkeys(("row_starts", "bounds", "work", "arrived", "fired", "functions"), Longs)
-        kinds |= dict.fromkeys(("targets", "index", "neurons"), Ints)
-        self.events = {"input": "sums"} | {name: name for name in map(str, step.carried[:-1])}
-        """For the input and each state: the argument that its events add to."""
-        for name in self.events:
-            kinds |= {f"{name}_starts": Longs, f"{name}_neurons": Ints, f"{name}_values": self.number}
-        kinds["weights"] = Doubles if weights == torch.float64 else Floats
+        parameters = [Leaf("parameter", i) for i in range(step.parameters)]
+        tables: dict[str, Kind] = dict.fromkeys(("bounds", "work", "arrived", "fired"), Longs)
         numbers = ("sums", "bias", "inputs", "scratch", "constants", "samples")
-        kinds |= dict.fromkeys((*numbers, *map(str, (*step.carried[:-1], *self.parameters))), self.number)
-        self.names = tuple(kinds)
-        """The names of the arguments in order: integers, then addresses."""
-        self.code = Code()
-        self.arguments: dict[str, Any] = self.code.arguments(kinds)
-        pointers = self.arguments["functions"]
-        self.functions = {op: Pointer.from_address(pointers[i]) for i, op in enumerate(operations)}
-        self.scalars: Mapping[Leaf, Value] = scalar_arguments(
-            [neurons_pass], self.arguments["constants"], lambda leaf: self.arguments[str(leaf)][0]
-        )
-        self._write()
-        self.kernel = assemble(module(self.code.kernel("simulate")), "simulate")
+        leaves = (*self.carried, *(leaf for leaf in parameters if leaf in self.neurons_pass.leaves))
+        tables |= dict.fromkeys((*numbers, *map(str, leaves)), self.number)
+        self.assemble(INTEGERS, tables, weights)
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Writes all steps."""
         code, a = self.code, self.arguments
         begin, end = code.begin, code.end
@@ -210,23 +246,25 @@ class Program:
                 draws = [a["seed"], a["time"] + t, first] if call.draws else []
                 write_call(code, call, pointers, self.scalars, self.functions, size, draws)
             sums.clear(size)
-        for name in list(self.events)[1:]:
+        for name in self.events[1:]:
             self._add_events(name, t, low, high)
 
     def _add_events(self, name: str, t: Value, low: Value, high: Value) -> None:
         """Adds the events `name` of step `t` at the neurons from `low` to `high`."""
-        code, a = self.code, self.arguments
-        starts = a[f"{name}_starts"]
-        with code.when(starts.is_not_null()), code.loop(starts[t], starts[t + 1]) as event:
-            neuron = a[f"{name}_neurons"][event].to(LONG)
-            with code.when((neuron >= low) & (neuron < high)):
-                place = a[self.events[name]] + neuron
-                place.store(place.load() + a[f"{name}_values"][event])
+        target = self.arguments["sums" if name == "input" else name]
+
+        def add(neuron: Value, value: Value) -> None:
+            """Adds `value` at `neuron`, if it is one of these."""
+            with self.code.when((neuron >= low) & (neuron < high)):
+                place = target + neuron
+                place.store(place.load() + value)
+
+        self.each_event(name, t, add)
 
     def _sample(self, part: Value, t: Value) -> None:
         """Records the states of the selected neurons of `part` if step `t` is one of each `every` steps."""
         code, a = self.code, self.arguments
-        time, carried = a["time"] + t + 1, self.step.carried[:-1]
+        time, carried = a["time"] + t + 1, self.carried
         is_due = (time % a["every"]).equals(0) & (a["selected"] > 0)
         with code.when(is_due):
             row = time // a["every"] - a["time"] // a["every"] - 1

@@ -242,8 +242,7 @@ class Simulation:
         """Runs `steps` steps, and returns their record."""
         fired = torch.zeros(self.delays + steps, self.words, dtype=torch.int64, device="cpu")
         fired[: self.delays] = self.fired
-        rows = (self.time + steps) // self.every - self.time // self.every
-        samples = torch.empty(rows, len(self.names) - 1, self.selected, dtype=self.dtype, device="cpu")
+        samples = self._empty_samples(steps)
         arrived = torch.zeros(2, dtype=torch.int64, device="cpu")
         inputs = self.tensors["inputs"]
         if inputs is not None and self.input_stride:
@@ -257,14 +256,28 @@ class Simulation:
             **{"input_stride": self.input_stride, "every": self.every, "selected": self.selected},
         }
         self._run(arguments)
-        self.fired, self.time = fired[steps:].clone(), self.time + steps
+        self.fired = fired[steps:].clone()
         spike_steps, words = fired[self.delays :].nonzero(as_tuple=True)
         octets = fired[spike_steps + self.delays, words][:, None].view(torch.uint8)
         places, bits = unpack_bits(octets, WORD).nonzero(as_tuple=True)
         neurons = (words[places] * WORD + bits).to(torch.int32)
-        by_state = samples.unbind(1) if self.selected else ()
+        return self._chunk(steps, spike_steps[places], neurons, samples)
+
+    def _samples_of(self, steps: int) -> int:
+        """How often states are recorded in the next `steps` steps."""
+        return (self.time + steps) // self.every - self.time // self.every
+
+    def _empty_samples(self, steps: int) -> Tensor:
+        """Memory for the states of the selected neurons in the next `steps` steps."""
+        sizes = self._samples_of(steps), len(self.names) - 1, self.selected
+        return torch.empty(*sizes, dtype=self.dtype, device="cpu")
+
+    def _chunk(self, steps: int, spike_steps: Tensor, neurons: Tensor, samples: Tensor) -> Chunk:
+        """The record of the next `steps` steps, which have run; counts them."""
+        by_state = samples[: self._samples_of(steps)].unbind(1) if self.selected else ()
+        self.time += steps
         states = {name: values.clone() for name, values in zip(self.names, by_state, strict=False)}
-        return Chunk(steps, spike_steps[places], neurons, states)
+        return Chunk(steps, spike_steps, neurons, states)
 
     def _events(self, steps: int) -> dict[str, Any]:
         """The arguments of the program with the events of the next `steps` steps; without events, None."""

@@ -22,7 +22,7 @@ from hibana.compiler import (
     unroll_compiled,
     unroll_layer,
 )
-from hibana.compiler.analysis.passive import passive_forms_of_cell
+from hibana.compiler.analysis.passive import grouped_form_of_cell
 from hibana.compiler.call_context import is_traced_or_transformed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
@@ -241,18 +241,15 @@ class Recurrent(Stateful):
         return torch.cat(outputs), (*cell_state, torch.stack(last_spikes) if last_spikes else history)
 
     def explain_simulation(self) -> list[str]:
-        """A note on the program of :func:`hibana.simulate`, without inputs; none without sparse synapses."""
-        if not hasattr(self.recurrent, "row_starts"):
+        """A note on the program of :func:`hibana.simulate`; none without sparse synapses on the CPU."""
+        synapses: Any = self.recurrent
+        if not hasattr(synapses, "row_starts") or not synapses.weight.is_cpu:
             return []
-        bias = self.recurrent.bias
-        assert bias is None or isinstance(bias, Tensor)
-        input_ = (
-            torch.zeros(self.features, dtype=torch.float64, device="cpu")
-            if bias is None
-            else bias.detach().cpu()
-        )
+        input_ = torch.zeros(self.features, dtype=torch.float64, device="cpu")
+        if synapses.bias is not None:
+            input_ = input_ + synapses.bias.detach()
         try:
-            passive_forms_of_cell(self.cell, input_)
+            grouped_form_of_cell(self.cell, input_)
         except Unsupported as error:
             return [f"hb.simulate: all neurons take each step, because {error}"]
         return ["hb.simulate: passive neurons take no step, with float64 weights or a stimulus"]

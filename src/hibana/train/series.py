@@ -50,14 +50,13 @@ def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings
     refractory = fit_candidate(refractory_settings, plain.samples)
     best = min(plain, refractory, key=lambda candidate: candidate.error)
     neurons = f", refractory for {REFRACTORY_PERIOD} steps" if best is refractory else ""
-    if not samples.description.target.classes and best.accuracy <= 0:
+    if samples.description.target.classes:
+        result = f"{best.accuracy:.1%} of left-out training series right"
+    elif best.accuracy > 0:
+        result = f"{best.accuracy:.1%} of the variance of left-out training series explained"
+    else:
         return default, samples
-    accuracy = (
-        f"{best.accuracy:.1%} of left-out training series right"
-        if samples.description.target.classes
-        else f"{best.accuracy:.1%} of the variance of left-out training series explained"
-    )
-    best.samples.summary += f"\nspiking Rocket over {steps} steps{neurons}: {accuracy}"
+    best.samples.summary += f"\nspiking Rocket over {steps} steps{neurons}: {result}"
     return best.model.settings, best.samples
 
 
@@ -76,12 +75,14 @@ def _is_open(settings: Settings, samples: data.UserData) -> bool:
 
 
 class Candidate(NamedTuple):
-    """A fitted Rocket with its data; accuracy (R² of quantities) and squared error on left-out series."""
+    """A fitted Rocket with its data, and its results on left-out series."""
 
     model: Network
     samples: data.UserData
     accuracy: float
+    """The share of right classes, or of a quantity's variance that is explained (R²)."""
     error: float
+    """The squared error."""
 
 
 def fit_candidate(settings: Settings, samples: data.UserData | None = None) -> Candidate:
@@ -99,7 +100,7 @@ def fit_candidate(settings: Settings, samples: data.UserData | None = None) -> C
 
 
 def fit_rocket(model: Network, samples: data.DataSet) -> float:
-    """Fits the Rocket of `model` in closed form; returns its accuracy (R²) on left-out series.
+    """Fits the Rocket of `model` in closed form; returns its :attr:`Candidate.accuracy`.
 
     A Rocket that is not trained further is also fitted to the validation part: leave-one-out validates it.
     """

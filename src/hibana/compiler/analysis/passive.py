@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.analysis.affine import Affine, Form, Guard, NotAffine, numeric_dependents
+from hibana.compiler.analysis.affine import Affine, Flag, Form, Guard, NotAffine, numeric_dependents
 from hibana.compiler.analysis.binary import check_spikes
 from hibana.compiler.analysis.real_values import RealValues
 from hibana.compiler.graph.ops import Unsupported
@@ -25,7 +25,7 @@ from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
 
-__all__ = ["BASE_BITS", "LEVELS", "PassiveForm", "passive_form", "passive_forms", "passive_forms_of_cell"]
+__all__ = ["BASE_BITS", "LEVELS", "PassiveForm", "grouped_form", "grouped_form_of_cell", "passive_form"]
 
 BASE_BITS, LEVELS = 6, 6
 """Powers of M are stored for each digit, in base 64, of numbers of steps below 2^36."""
@@ -67,7 +67,7 @@ class PassiveForm:
     guard: ``[groups, guards, 2 * free + 1]``. The constant is infinite for neurons that are never passive."""
 
 
-def passive_forms(
+def grouped_form(
     step: Step, parameters: Sequence[Tensor], input_: Tensor, initial: Sequence[Tensor]
 ) -> tuple[Tensor, PassiveForm]:
     """The group of each neuron, ``[neurons]``, and the passive form of the groups.
@@ -83,8 +83,8 @@ def passive_forms(
     return groups, passive_form(step, rows[0], input_[first], rows[1])
 
 
-def passive_forms_of_cell(cell: Cell, input_: Tensor) -> tuple[Tensor, PassiveForm]:
-    """As :func:`passive_forms`, of neurons of `cell` with the constant `input_`, ``[neurons]``."""
+def grouped_form_of_cell(cell: Cell, input_: Tensor) -> tuple[Tensor, PassiveForm]:
+    """As :func:`grouped_form`, of neurons of `cell` with the constant `input_`, ``[neurons]``."""
     cell, shape = evaluate_parametrizations(cell), torch.Size([1, len(input_)])
     step = trace(cell, shape, torch.float64, draws=True)
     numbers = step.prologue(*tensors_of(cell).values())[: step.parameters]
@@ -92,7 +92,7 @@ def passive_forms_of_cell(cell: Cell, input_: Tensor) -> tuple[Tensor, PassiveFo
         [row.detach().double().expand(shape).flatten() for row in values]
         for values in (numbers, cell.initial_state(input_.double()[None]))
     ]
-    return passive_forms(step, rows[0], input_.double(), rows[1])
+    return grouped_form(step, rows[0], input_.double(), rows[1])
 
 
 def _groups_of(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -132,19 +132,8 @@ def passive_form(
             "the step draws random numbers" if step.draws else "the step multiplies states by a matrix"
         )
     states, settled, values = _rest(step, parameters, input_, initial)
-    fixed: dict[int, Tensor] = {}
-    candidates = frozenset(i for i in range(len(states)) if settled[i]) - numeric_dependents(step)
-    while True:
-        affine = Affine(step, parameters, input_, fixed, values.results)
-        try:
-            forms = affine.run(step.nexts)
-            break
-        except NotAffine as error:
-            able = [set_ for set_ in sorted(error.sets, key=len) if set_ <= candidates]
-            if not able:
-                names = " and ".join("/".join(step.states[i] for i in sorted(set_)) for set_ in error.sets)
-                raise Unsupported(f"{error}, of the states {names}") from None
-            fixed |= {i: states[i] for i in able[0]}
+    affine, forms = _affine_forms(step, parameters, input_, states, settled, values)
+    fixed = affine.fixed
     nexts = [form for form in forms if isinstance(form, Form)]
     assert len(nexts) == len(forms)  # states are numbers
     free = tuple(i for i in range(len(states) - 1) if i not in fixed)
@@ -180,7 +169,33 @@ def passive_form(
         raise Unsupported("each neuron fires by itself, or nothing bounds its states")
     guards = torch.stack(tables or [rest.new_zeros(groups, 2 * count + 1)], 1)
     guards[~can_rest, :, -1] = torch.inf
-    return PassiveForm(free, fixed, rest, _powers(doublings), guards)
+    return PassiveForm(free, dict(fixed), rest, _powers(doublings), guards)
+
+
+def _affine_forms(
+    step: Step,
+    parameters: Sequence[Tensor],
+    input_: Tensor,
+    states: Sequence[Tensor],
+    settled: Sequence[bool],
+    values: RealValues,
+) -> tuple[Affine, list[Form | Flag]]:
+    """The affine forms of the next states, with as few states as needed fixed at their rest.
+
+    States may be fixed if they are `settled` in `states` and do not depend on numbers of the input.
+    """
+    fixed: dict[int, Tensor] = {}
+    candidates = frozenset(i for i in range(len(states)) if settled[i]) - numeric_dependents(step)
+    while True:
+        affine = Affine(step, parameters, input_, fixed, values.results)
+        try:
+            return affine, list(affine.run(step.nexts))
+        except NotAffine as error:
+            able = [set_ for set_ in sorted(error.sets, key=len) if set_ <= candidates]
+            if not able:
+                names = " and ".join("/".join(step.states[i] for i in sorted(set_)) for set_ in error.sets)
+                raise Unsupported(f"{error}, of the states {names}") from None
+            fixed |= {i: states[i] for i in able[0]}
 
 
 def _rest(
@@ -257,8 +272,6 @@ def _hull(rows: Tensor, doublings: Sequence[Tensor]) -> tuple[Tensor, Tensor, Te
         low, high = powers.amin(0), powers.amax(0)
         margin = STRICT * torch.maximum(low.abs(), high.abs())
         margin[:, -1] = 0
-        zero = torch.zeros_like(low)
-        zero[:, -1] = low[:, -1]
         for wider in (0, 1):
             for with_zero in (False, True):
                 a, b = low - wider * margin, high + wider * margin
