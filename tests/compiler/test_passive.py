@@ -84,7 +84,8 @@ def form_of(cell, input_=0.0):
     inputs = example[0] + input_
     states = [state.expand(shape).flatten() for state in cell.initial_state(example)]
     with torch.no_grad():
-        groups, form = grouped_form(step, [row.detach() for row in rows[: step.parameters]], inputs, states)
+        numbers = [row.detach() for row in rows[: step.parameters]]
+        groups, form = grouped_form(cell, step, numbers, inputs, states)
     return groups, form, step, inputs
 
 

@@ -1,5 +1,6 @@
 """``hb.simulate`` with passive neurons: the spikes of step by step, and of a NumPy loop."""
 
+import copy
 import math
 
 import numpy as np
@@ -349,6 +350,38 @@ def test_methods_are_chosen_and_refused_by_name(monkeypatch):
     hb.simulate(lif.double(), 10, torch.ones(10, N))
     hb.simulate(lif, 10, method="steps", stimulus=pulses(N, 10, 1.0))
     assert len(created) == 2
+
+
+@pytest.mark.parametrize("method", ["steps", "passive"])
+def test_each_call_sees_what_changed_since_the_last(method):
+    layer, steps = random_layer(hb.LIFCell(torch.full([N], 3.0)), N, 3.0, 4), 300
+    synapses = layer.recurrent
+
+    def run(layer):
+        record, state = hb.simulate(layer, steps, stimulus=pulses(N, steps, 1.5), method=method)
+        return pairs_of(record), [part.tolist() for part in state[""]]
+
+    def set_target():
+        synapses.targets.data[0] = (synapses.targets[0] + 1) % (synapses.targets[1] + 1)
+
+    changes = [
+        lambda: layer.cell.tau.data.fill_(5.0),
+        lambda: setattr(layer.cell, "threshold", 0.5),
+        lambda: setattr(
+            layer.cell, "initial_state", lambda x: (torch.full_like(x, 0.3), torch.zeros_like(x))
+        ),
+        lambda: synapses.weight.data.mul_(1.3),
+        set_target,
+        lambda: setattr(layer, "cell", hb.IFCell()),
+    ]
+    last = run(layer)
+    assert run(layer) == last
+    for i, change in enumerate(changes):
+        change()
+        result = run(layer)
+        assert result == run(copy.deepcopy(layer)), i  # a copy remembers nothing
+        assert result != last, i
+        last = result
 
 
 def test_explain_names_the_program_of_the_simulation():

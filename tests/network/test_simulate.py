@@ -231,7 +231,7 @@ def test_threads_that_sleep_at_each_barrier_give_the_same_spikes(monkeypatch):
 @pytest.mark.skipif(simulate_kernel.SLEEPS is None, reason="threads sleep on Linux")
 def test_waiting_threads_sleep_until_they_are_woken():
     step, dtype = trace(hb.LIFCell(), torch.Size([1, 70]), torch.float32), torch.float32
-    source = simulate_kernel.Program(step, hb.LIFCell().initial_state(torch.zeros(1, 70)), dtype, dtype)
+    source = simulate_kernel.Program(step, dtype, dtype)
     assert source.kernel.source.count("@syscall(") == 3  # a declaration, to sleep, and to wake
     assert "sched_yield" not in source.kernel.source
 

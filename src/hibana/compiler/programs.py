@@ -18,7 +18,7 @@ from hibana.cells import Cell
 from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
 from hibana.compiler.analysis.bounds import guard_products
 from hibana.compiler.backend import Backend, Kernels, kernel_class, register
-from hibana.compiler.graph.dependencies import Dependencies, dependencies_of
+from hibana.compiler.graph.dependencies import CELL_PROGRAMS, Dependencies, dependencies_of, store
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import make_plan
 from hibana.compiler.graph.serial import structure_key
@@ -29,20 +29,8 @@ from hibana.runtime import torch_internals
 
 SHARED_PROGRAMS = 1280
 """Maximum entries of :data:`_SHARED`."""
-CELL_PROGRAMS = 128
-"""Maximum programs and runs per cell, which differ in backend, shape, dtype or threads."""
 _SHARED: dict[Hashable, Kernels | str] = {}
 """Kernels by the fingerprint of a cell and by the structure of a step, or the reason for their absence."""
-
-
-def _store(cache: dict[Hashable, Any], size: int, key: Hashable, entry: Any) -> None:
-    """Stores `entry` in a `cache` of at most `size` entries, which is emptied first if it is full.
-
-    Programs that are in use stay alive. Another thread may use the cache at the same time.
-    """
-    if len(cache) >= size:
-        cache.clear()
-    cache[key] = entry
 
 
 def kernels_of(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> Kernels:
@@ -55,7 +43,7 @@ def kernels_of(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) 
     result: Kernels | str | None = dependencies.cache.get(key)
     if result is None:
         result = _shared_kernels(cell, dependencies.key, backend, shape, dtype)
-        _store(dependencies.cache, CELL_PROGRAMS, key, result)
+        store(dependencies.cache, CELL_PROGRAMS, key, result)
     if isinstance(result, str):
         raise Unsupported(result)
     return result
@@ -76,7 +64,7 @@ def recall(cell: Cell, run: Hashable) -> Any:
 def remember(cell: Cell, run: Hashable, result: Any) -> None:
     """Stores `result` under the key `run` for :func:`recall`, unless `cell` holds modules or has hooks."""
     if _is_bare(cell):
-        _store(dependencies_of(cell).cache, CELL_PROGRAMS, run, result)
+        store(dependencies_of(cell).cache, CELL_PROGRAMS, run, result)
 
 
 def _is_bare(cell: Cell) -> bool:
@@ -96,9 +84,9 @@ def _shared_kernels(
     try:
         kernels = _compile(cell, backend, shape, dtype)
     except Unsupported as reason:
-        _store(_SHARED, SHARED_PROGRAMS, exact_key, str(reason))
+        store(_SHARED, SHARED_PROGRAMS, exact_key, str(reason))
         return str(reason)
-    _store(_SHARED, SHARED_PROGRAMS, any_size_key if kernels.step.any_size else exact_key, kernels)
+    store(_SHARED, SHARED_PROGRAMS, any_size_key if kernels.step.any_size else exact_key, kernels)
     return kernels
 
 
@@ -124,7 +112,7 @@ def _compile(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) ->
         raise Unsupported(f"the step draws random numbers, and backend {backend!r} draws none")
     kernels = kernels_class(step, make_plan(step, required_residuals(step)), dtype)
     kernels.check(shape)
-    _store(_SHARED, SHARED_PROGRAMS, key, kernels)
+    store(_SHARED, SHARED_PROGRAMS, key, kernels)
     return kernels
 
 

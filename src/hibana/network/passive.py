@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hibana.cells import Cell
 from hibana.compiler import State
 from hibana.compiler.analysis.passive import grouped_form
+from hibana.compiler.graph.dependencies import remembered
 from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
@@ -51,7 +53,7 @@ class PassiveSimulation(Simulation):
         self.switches, self.updates = switches, 0
         super().__init__(*arguments)
 
-    def _program(self, step: Step, initial: State, weights: torch.dtype) -> PassiveProgram:
+    def _program(self, cell: Cell, step: Step, initial: State, weights: torch.dtype) -> PassiveProgram:
         """Derives the passive form, and groups the neurons with equal parameters."""
         if self.input_stride:
             raise Unsupported("each step has inputs of its own; a stimulus or constant inputs run")
@@ -61,10 +63,12 @@ class PassiveSimulation(Simulation):
             input_ = self.tensors[name] + input_
         parameters = [self.tensors[str(Leaf("parameter", i))] for i in range(step.parameters)]
         states = [state.expand(1, self.neurons).flatten() for state in initial]
-        self.groups, form = grouped_form(step, parameters, input_, states)
+        self.groups, form = grouped_form(cell, step, parameters, input_, states)
         fixed = torch.cat([form.rest[:, :0], *(value[:, None] for value in form.fixed.values())], 1)
         self.tensors |= {"rest": form.rest, "powers": form.powers, "guards": form.guards, "fixed": fixed}
-        return PassiveProgram(step, form, weights, terms)
+        structure = form.free, *form.fixed, form.guards.shape[1:]
+        key = PassiveProgram, self.neurons, weights, terms, structure
+        return remembered(cell, key, lambda: PassiveProgram(step, form, weights, terms))
 
     def _divide(self, threads: int) -> None:
         """Allocates the memory of the one thread."""

@@ -16,9 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from hibana.compiler.analysis.binary import check_spikes
 from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
 from hibana.compiler.cpu.row_pass import row_pass
 from hibana.compiler.cpu.vector_functions import vector_functions
@@ -82,12 +80,11 @@ the inputs of two steps, and how many neurons are recorded at which steps.
 """
 
 
-def _stores(step: Step, initial: Sequence[Tensor]) -> Stores:
+def _stores(step: Step) -> Stores:
     """The values that a step stores: all states but the last, and the spikes as the bits of the output."""
     stores = forward_pass(step, None)
     spikes = stores[OUTPUT].as_boolean
     if spikes is None:
-        check_spikes(step, initial)
         spikes = GraphValue("ne", (stores[OUTPUT], GraphValue("number")))
     stores[OUTPUT] = spikes
     previous = leaves(stores).get(step.carried[-1])
@@ -161,19 +158,18 @@ class NeuronProgram:
 class Program(NeuronProgram):
     """The native program of neurons that take `step` in `dtype`, whose input includes the synapses' sums.
 
+    The output of the step must be 0 or 1.
+
     Its function runs the parts from ``%begin`` to ``%end`` over all steps.
 
     Raises:
-        Unsupported: if the step multiplies by a matrix, does not emit spikes as 0 or 1, or an operation has
-            no function for `dtype`.
+        Unsupported: if the step multiplies by a matrix, or an operation has no function for `dtype`.
     """
 
-    def __init__(
-        self, step: Step, initial: Sequence[Tensor], dtype: torch.dtype, weights: torch.dtype
-    ) -> None:
+    def __init__(self, step: Step, dtype: torch.dtype, weights: torch.dtype) -> None:
         if step.matrices:
             raise Unsupported("the step multiplies states by a matrix")
-        super().__init__(step, _stores(step, initial), dtype)
+        super().__init__(step, _stores(step), dtype)
         self.scratch_rows = len(self.neurons_pass.scratch)
         """Rows of :data:`BLOCK` numbers that each part keeps between the calls of a step."""
         parameters = [Leaf("parameter", i) for i in range(step.parameters)]

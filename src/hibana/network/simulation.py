@@ -7,8 +7,11 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from hibana.cells import Cell
 from hibana.compiler import State
+from hibana.compiler.analysis.binary import check_spikes, is_binary
 from hibana.compiler.draws import new_seed
+from hibana.compiler.graph.dependencies import remembered
 from hibana.compiler.graph.leaf import Leaf
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
@@ -22,6 +25,7 @@ from hibana.nn.layers import Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
 from hibana.runtime import available
+from hibana.runtime.synapses import read_once
 from hibana.runtime.threads import pack_arguments, run
 
 __all__ = ["Chunk", "Simulation", "check_neurons"]
@@ -89,7 +93,9 @@ class Simulation:
         if reason := available.unavailable_reason():
             raise Unsupported(reason)
         cell, shape = evaluate_parametrizations(layer.cell), torch.Size([1, self.neurons])
-        step = trace(cell, shape, self.dtype, draws=True)
+        step = remembered(
+            cell, (trace, shape, self.dtype), lambda: trace(cell, shape, self.dtype, draws=True)
+        )
         self.time, self.longest_chunk = 0, LONGEST_CHUNK
         self.tensors: dict[str, Any] = {
             "constants": torch.tensor(step.constants or [0.0], dtype=self.dtype, device="cpu"),
@@ -105,7 +111,7 @@ class Simulation:
         self._set_inputs(steps, inputs)
         example = torch.zeros(shape, dtype=self.dtype, device="cpu")
         initial = cell.initial_state(example)
-        self.program = self._program(step, initial, kind)
+        self.program = self._program(cell, step, initial, kind)
         self.seed = new_seed() if step.draws else 0
         functions = self.program.addresses or [0]
         self.tensors["functions"] = torch.tensor(functions, dtype=torch.int64, device="cpu")
@@ -115,7 +121,7 @@ class Simulation:
         self.selected = 0 if selected is None else selected.numel()
         self.tensors["neurons"] = None if selected is None else selected.to(torch.int32).contiguous()
         self.has_history = isinstance(synapses, LooksBack)
-        history = [example.new_zeros(self.delays - 1, *shape)] if self.has_history else []
+        history = [example.new_zeros(self.delays - 1, *shape, dtype=torch.bool)] * self.has_history
         self.start = state or (*initial, *history)
         """The state before the first step; with trials, its batch has 1 or all of them."""
         if trials is None:
@@ -123,9 +129,11 @@ class Simulation:
         else:
             self.trial(trials - 1)  # raises if a state has a wrong shape
 
-    def _program(self, step: Step, initial: State, weights: torch.dtype) -> Any:
-        """The program of `step`, whose synapses have weights of the dtype `weights`."""
-        return Program(step, initial, self.dtype, weights)
+    def _program(self, cell: Cell, step: Step, initial: State, weights: torch.dtype) -> Any:
+        """The program of `step` of `cell`, whose synapses have weights of the dtype `weights`."""
+        check_spikes(step, initial)
+        key = Program, self.neurons, self.dtype, weights
+        return remembered(cell, key, lambda: Program(step, self.dtype, weights))
 
     def trial(self, index: int) -> Self:
         """The simulation of trial `index`, which shares the synapses and may run in a thread of its own."""
@@ -171,24 +179,9 @@ class Simulation:
         self.delays = 1 + checked.reach
         if weights.shape != synapses.targets.shape:
             raise ValueError(f"weight must have {checked.synapses} synapses, got {tuple(weights.shape)}")
-        keys = self.delays * self.parts
-        index = torch.empty(self.neurons, keys + 1, dtype=torch.int32, device="cpu")
-        unsorted = torch.zeros(1, dtype=torch.int64, device="cpu")
-        places = {"row_starts": checked.row_starts, "offsets": checked.offsets}
-        sizes = {"outputs": self.neurons, "parts": self.parts, "keys": keys}
-        index_parts(
-            self.neurons,
-            INDEXED_ROWS,
-            part_of_word=self.part_of_word,
-            index=index,
-            unsorted=unsorted,
-            **places,
-            **sizes,
+        index = read_once(
+            _index_of_parts, checked.offsets, checked.row_starts, self.part_of_word, self.delays, self.parts
         )
-        if unsorted.item():
-            raise ValueError(
-                "each row of synapses must be sorted by delay, then target: use Connections.from_pairs"
-            )
         self.tensors |= {"row_starts": checked.row_starts, "targets": synapses.targets, "index": index}
         weights = self.drive.weights(weights, checked.row_starts, synapses.targets)
         self.tensors["weights"] = weights.detach().contiguous()
@@ -213,10 +206,10 @@ class Simulation:
             names = f"{', '.join(self.names)}{' and the spikes before the last' * self.has_history}"
             raise ValueError(f"state must be {names}, {shapes}, got {[tuple(part.shape) for part in state]}")
         *states, spikes = state[: len(self.names)]
-        history = state[-1] if self.has_history else spikes[None][:0]
-        fired = torch.cat([history.to(spikes.dtype), spikes[None]]).flatten(1)
-        if not bool(((fired == 0) | (fired == 1)).all()):
+        emitted = [state[-1], spikes[None]] if self.has_history else [spikes[None]]
+        if not all(part.dtype == torch.bool or is_binary(part) for part in emitted):
             raise ValueError(f"state {self.names[-1]} and the spikes before must be 0 or 1")
+        fired = torch.cat([part.bool() for part in emitted]).flatten(1)
         rows = zip(self.names, states, strict=False)
         self._start({name: self._row(f"state {name}", value).clone() for name, value in rows}, fired)
 
@@ -296,6 +289,27 @@ class Simulation:
         leaves = [arguments[name] for name in self.program.names]
         numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in leaves]
         run(self.program.kernel.address, self.parts, pack_arguments(numbers))
+
+
+def _index_of_parts(
+    offsets: Tensor, row_starts: Tensor, part_of_word: Tensor, delays: int, parts: int
+) -> Tensor:
+    """Where the synapses with each delay to each part begin in their row; see :func:`index_parts`.
+
+    Raises:
+        ValueError: if the synapses are not sorted.
+    """
+    neurons, keys = len(row_starts) - 1, delays * parts
+    index = torch.empty(neurons, keys + 1, dtype=torch.int32, device="cpu")
+    unsorted = torch.zeros(1, dtype=torch.int64, device="cpu")
+    tensors = {"row_starts": row_starts, "offsets": offsets, "part_of_word": part_of_word}
+    sizes = {"outputs": neurons, "parts": parts, "keys": keys}
+    index_parts(neurons, INDEXED_ROWS, index=index, unsorted=unsorted, **tensors, **sizes)
+    if unsorted.item():
+        raise ValueError(
+            "each row of synapses must be sorted by delay, then target: use Connections.from_pairs"
+        )
+    return index
 
 
 def _signed(seed: int) -> int:

@@ -1,6 +1,6 @@
 """Checked, private copies of the index of sparse synapses, which kernels read without further checks.
 
-:func:`_remember` notices every change of a tensor, also one that PyTorch does not count: a write through
+:func:`read_once` notices every change of a tensor, also one that PyTorch does not count: a write through
 ``.data``, ``.numpy()`` or a pointer.
 """
 
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from hibana.runtime import available
 from hibana.runtime.kernels import LONG, Bytes, Code, Longs, Value, kernel, pack_arguments, run
 
-__all__ = ["SynapseIndex", "longest_delay", "shortest_delay"]
+__all__ = ["SynapseIndex", "longest_delay", "read_once", "shortest_delay"]
 
 Result = TypeVar("Result")
 PART = 1 << 18
@@ -65,7 +65,7 @@ class SynapseIndex:
             ValueError: if a tensor has the wrong dtype, device, layout or size; if `row_starts` does not rise
                 from 0 to the number of synapses; or if a target is not in ``[0, outputs)``.
         """
-        return _remember(_checked_index, targets, row_starts, delays, inputs, outputs)
+        return read_once(_checked_index, targets, row_starts, delays, inputs, outputs)
 
     @property
     def synapses(self) -> int:
@@ -125,12 +125,12 @@ def _checked_index(
 
 def longest_delay(delays: Tensor) -> int:
     """The longest of `delays` in steps, remembered until these change; 0 without synapses."""
-    return _remember(_maximum, delays)
+    return read_once(_maximum, delays)
 
 
 def shortest_delay(delays: Tensor) -> int:
     """The shortest of `delays` in steps, remembered until these change; 0 without synapses."""
-    return _remember(_minimum, delays)
+    return read_once(_minimum, delays)
 
 
 def _minimum(delays: Tensor) -> int:
@@ -143,7 +143,7 @@ def _maximum(delays: Tensor) -> int:
     return int(delays.max()) if delays.numel() else 0
 
 
-def _remember(read: Callable[..., Result], tensor: Tensor, *others: Tensor | int | None) -> Result:
+def read_once(read: Callable[..., Result], tensor: Tensor, *others: Tensor | int | None) -> Result:
     """``read(tensor, *others)``, remembered as long as `tensor` lives and no argument changes.
 
     On the CPU a change is noticed by a checksum of all numbers; on other devices by the version counter,

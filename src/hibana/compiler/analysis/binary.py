@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler.graph.analysis import Analysis
-from hibana.compiler.graph.dependencies import dependencies_of
+from hibana.compiler.graph.dependencies import remembered
 from hibana.compiler.graph.ops import Interval, Operation, Unsupported
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.trace import trace
@@ -29,13 +29,7 @@ def emits_spikes(cell: Cell) -> bool:
     """
     if cell.emits_spikes is not None:
         return cell.emits_spikes
-    try:
-        results = dependencies_of(cell).cache
-    except Unsupported:
-        results = {}  # the cell can change unseen
-    if emits_spikes not in results:
-        results[emits_spikes] = _is_last_state_binary(cell)
-    return bool(results[emits_spikes])
+    return remembered(cell, emits_spikes, lambda: _is_last_state_binary(cell))
 
 
 def _is_last_state_binary(cell: Cell) -> bool:

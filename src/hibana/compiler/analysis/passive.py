@@ -20,6 +20,7 @@ from hibana.cells import Cell
 from hibana.compiler.analysis.affine import Affine, Flag, Form, Guard, NotAffine, numeric_dependents
 from hibana.compiler.analysis.binary import check_spikes
 from hibana.compiler.analysis.real_values import RealValues
+from hibana.compiler.graph.dependencies import remembered
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
@@ -68,19 +69,21 @@ class PassiveForm:
 
 
 def grouped_form(
-    step: Step, parameters: Sequence[Tensor], input_: Tensor, initial: Sequence[Tensor]
+    cell: Cell, step: Step, parameters: Sequence[Tensor], input_: Tensor, initial: Sequence[Tensor]
 ) -> tuple[Tensor, PassiveForm]:
-    """The group of each neuron, ``[neurons]``, and the passive form of the groups.
+    """The group of each neuron of `cell`, ``[neurons]``, and the passive form of the groups.
 
-    The arguments are those of :func:`passive_form`, with one number for each neuron.
+    The other arguments are those of :func:`passive_form`, with one number for each neuron. The form is
+    remembered until the cell changes.
 
     Raises:
         Unsupported: if there is none, or the step does not emit spikes; the message is the reason.
     """
-    check_spikes(step, initial)
     groups, first = _groups_of([*parameters, input_])
     rows = [[row[first] for row in numbers] for numbers in (parameters, initial)]
-    return groups, passive_form(step, rows[0], input_[first], rows[1])
+    numbers = torch.stack([*rows[0], *rows[1], input_[first]]).numpy().tobytes()
+    key = passive_form, len(input_), numbers
+    return groups, remembered(cell, key, lambda: passive_form(step, rows[0], input_[first], rows[1]))
 
 
 def grouped_form_of_cell(cell: Cell, input_: Tensor) -> tuple[Tensor, PassiveForm]:
@@ -92,7 +95,7 @@ def grouped_form_of_cell(cell: Cell, input_: Tensor) -> tuple[Tensor, PassiveFor
         [row.detach().double().expand(shape).flatten() for row in values]
         for values in (numbers, cell.initial_state(input_.double()[None]))
     ]
-    return grouped_form(step, rows[0], input_.double(), rows[1])
+    return grouped_form(cell, step, rows[0], input_.double(), rows[1])
 
 
 def _groups_of(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -101,16 +104,14 @@ def _groups_of(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     Returns:
         The group of each neuron, ``[neurons]``, and a neuron of each group, ``[groups]``.
     """
-    groups = torch.zeros(len(rows[0]), dtype=torch.int64, device="cpu")
-    first = groups[:1]
+    neurons = torch.arange(len(rows[0]), dtype=torch.int64, device="cpu")
+    groups = torch.zeros_like(neurons)
     for row in rows:
-        if bool((row == row[0]).all()):
-            continue
-        _, values = torch.unique(row, return_inverse=True)
-        _, groups = torch.unique(groups * (int(values.max()) + 1) + values, return_inverse=True)
-        order = groups.argsort(stable=True)
-        first = order[torch.searchsorted(groups[order], torch.unique(groups))]
-    return groups, first
+        if not bool((row == row[0]).all()):
+            _, values = torch.unique(row, return_inverse=True)
+            _, groups = torch.unique(groups * (int(values.max()) + 1) + values, return_inverse=True)
+    first = neurons.new_full((int(groups.max()) + 1,), len(neurons))
+    return groups, first.scatter_reduce(0, groups, neurons, "amin")
 
 
 def passive_form(
@@ -127,6 +128,7 @@ def passive_form(
     Raises:
         Unsupported: if there is none; the message is the reason.
     """
+    check_spikes(step, initial)
     if step.draws or step.matrices:
         raise Unsupported(
             "the step draws random numbers" if step.draws else "the step multiplies states by a matrix"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ from hibana.compiler.graph.objects import (
 from hibana.compiler.graph.ops import Unsupported
 from hibana.runtime import torch_internals
 
+Result = TypeVar("Result")
+CELL_PROGRAMS = 128
+"""Maximum programs, runs and other results per cell, which differ in backend, shape, dtype or threads."""
 _UNREAD = frozenset(vars(nn.Module())) | {CACHE_ATTRIBUTE}
 """Attributes of a module that no step computes with."""
 _CALLED_IMPLICITLY = {"__getattr__", "backward", "forward", "jvp", "setup_context", "vmap"}
@@ -317,3 +320,26 @@ def dependencies_of(cell: Cell) -> Dependencies:
     if last.refusal:
         raise Unsupported(last.refusal)
     return last
+
+
+def remembered(cell: Cell, key: Hashable, compute: Callable[[], Result]) -> Result:
+    """``compute()``, remembered under `key` until an object that the step of `cell` can read changes."""
+    try:
+        cache: dict[Hashable, Any] = dependencies_of(cell).cache
+    except Unsupported:
+        return compute()  # the cell can change unseen
+    result: Result | None = cache.get(key)
+    if result is None:
+        result = compute()
+        store(cache, CELL_PROGRAMS, key, result)
+    return result
+
+
+def store(cache: dict[Hashable, Any], size: int, key: Hashable, entry: Any) -> None:
+    """Stores `entry` in a `cache` of at most `size` entries, which is emptied first if it is full.
+
+    Programs that are in use stay alive. Another thread may use the cache at the same time.
+    """
+    if len(cache) >= size:
+        cache.clear()
+    cache[key] = entry

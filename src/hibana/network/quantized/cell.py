@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.compiler.analysis.fixed_point import FixedStep, Range, fixed_step, measured_ranges
 from hibana.compiler.graph.analysis import reachable
-from hibana.compiler.graph.dependencies import dependencies_of
+from hibana.compiler.graph.dependencies import remembered
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
@@ -61,20 +61,19 @@ def measure_ranges(name: str, cell: Cell, shape: tuple[int, ...], inputs: Tensor
 def _traced_step(name: str, cell: Cell, shape: tuple[int, ...]) -> tuple[Step, list[Tensor], list[Tensor]]:
     """The step of `cell` in float64, its tensors, and its initial states for one sample of `shape`."""
     example = torch.zeros(1, *shape, dtype=torch.float64, device="cpu")
-    key = _traced_step, example.shape
-    try:
-        results = dependencies_of(cell).cache
-    except Unsupported:
-        results = {}  # the cell can change unseen
-    if key not in results:
+
+    def traced() -> Step:
+        """The step."""
         try:
-            results[key] = trace(deepcopy(cell).double(), example.shape, torch.float64)
+            return trace(deepcopy(cell).double(), example.shape, torch.float64)
         except Unsupported as error:
             raise Unsupported(f"layer {name!r}: {error}") from error
+
+    step = remembered(cell, (_traced_step, example.shape), traced)
     with torch.no_grad():
         tensors = [value.detach().double().cpu() for value in tensors_of(cell).values()]
         states = [state.double().cpu() for state in cell.initial_state(example)]
-    return results[key], tensors, states
+    return step, tensors, states
 
 
 def _function(operation: str) -> Callable[..., Any]:

@@ -67,17 +67,23 @@ class Connections(NamedTuple):
                 bounds = f"{int(indices.min())} to {int(indices.max())}"
                 raise ValueError(f"{name} must lie in [0, {count}), got {bounds}")
         if delays is not None:
-            wrong = delays[~((delays >= 0) & (delays <= MAX_DELAY) & (delays % 1 == 0))]
+            as_bytes = delays.to(torch.uint8)
+            wrong = delays[as_bytes != delays]
             if wrong.numel():
                 bounds = f"whole numbers of steps in [0, {MAX_DELAY}]"
                 raise ValueError(f"delays must be {bounds}, got {wrong[0].item()}")
-            delays = delays.to(torch.uint8)
-        rows = sources.long() if delays is None else sources.long() * (MAX_DELAY + 1) + delays
-        order = (rows * shape[1] + targets).argsort(stable=True)
+            delays = as_bytes
+        # in place: fresh memory for millions of numbers takes longer than their product
+        keys = sources.long() * (MAX_DELAY + 1)
+        if delays is not None:
+            keys += delays
+        keys *= shape[1]
+        keys += targets
+        keys, order = keys.sort(stable=True)
         counts = torch.bincount(sources.long(), minlength=shape[0])
         return cls(
             torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-            targets.to(torch.int32)[order],
-            None if delays is None else delays[order],
+            (keys % shape[1]).to(torch.int32),
+            None if delays is None else (keys // shape[1]).to(torch.uint8),
             None if weights is None else weights[order],
         )

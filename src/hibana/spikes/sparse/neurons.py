@@ -95,7 +95,7 @@ def as_ids(frame: "DataFrame", label: str, column: str | None) -> tuple[Ids, str
     Raises:
         ValueError: if there is no such column, or an id occurs twice.
     """
-    from pandas import RangeIndex
+    from pandas import Index, RangeIndex
 
     by_name = {str(name).strip().lower(): name for name in reversed([*frame.columns])}
     names = [by_name[name] for name in (*NAMES, UNNAMED.lower(), "") if name in by_name]
@@ -108,9 +108,9 @@ def as_ids(frame: "DataFrame", label: str, column: str | None) -> tuple[Ids, str
     else:
         name = names[0] if column is None else column
         ids, description = read_ids(frame[name], label, name), f"column {name!r}"
-    _, first, counts = np.unique(ids.astype(str), return_index=True, return_counts=True)
-    if (counts > 1).any():
-        row = int(first[counts > 1].min())
+    is_repeated = Index(ids).duplicated(keep="last")
+    if is_repeated.any():
+        row = int(np.argmax(is_repeated))
         raise ValueError(f"{label}: id {ids[row]} of row {row + 1} occurs in several rows")
     return ids, description
 
@@ -128,7 +128,7 @@ def read_ids(values: "Series", label: str, name: Any) -> Ids:
 
     numbers: Ids = values.to_numpy(np.int64) if is_integer_dtype(values.dtype) else values.to_numpy()
     if numbers.dtype.kind in "iu":
-        return numbers.astype(np.int64)
+        return numbers.astype(np.int64, copy=False)
     if numbers.dtype.kind == "f":
         wrong = (numbers % 1 != 0) | (abs(numbers) > 2.0**53)
         if wrong.any():

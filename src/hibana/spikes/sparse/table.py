@@ -127,7 +127,7 @@ def read_tables(
     size = len(ids)
     delays = table.numbers("delay")
     if delays is None and default_delay is not None:
-        delays = np.full(len(table.frame), default_delay)
+        delays = np.full(len(table.frame), default_delay, np.uint8)
     weights = table.numbers("weight")
     if weights is None:
         table.notes.append(f"{table.label}: each row is one synapse, since no column has weights")
@@ -179,7 +179,7 @@ class _Table:
             if not isinstance(table, Mapping):
                 kind = type(table).__name__
                 raise TypeError(f"{label} must be a DataFrame or a dictionary of arrays, got {kind}")
-            table = pandas.DataFrame({name: np.asarray(values) for name, values in table.items()})
+            table = pandas.DataFrame({name: np.asarray(values) for name, values in table.items()}, copy=False)
         if table.empty and not len(table):
             raise ValueError(f"{label} must have rows, it has none")
         return cls(table, label, options, find_columns([*table.columns], options))
@@ -217,9 +217,9 @@ class _Table:
         values = self.required(role) if option is not None else self.column(role)
         if values is None:
             return None
-        numbers: np.ndarray[Any, Any] = pandas.to_numeric(values, errors="coerce").to_numpy(
-            np.float64, na_value=np.nan
-        )
+        values = pandas.to_numeric(values, errors="coerce")
+        missing = {} if isinstance(values.dtype, np.dtype) else {"na_value": np.nan}  # which copies
+        numbers: np.ndarray[Any, Any] = values.to_numpy(np.float64, **missing)
         self.check(role, np.isfinite(numbers), "is no finite number")
         return numbers
 
@@ -259,8 +259,13 @@ def _ends(table: _Table, rows: _Table | None, id_column: str | None) -> tuple[li
         ids = None if ids is None else ids.astype(str).astype(object)
     if ids is None:
         ids = np.sort(pandas.unique(np.concatenate([*ends.values()])))
-    index = pandas.Index(ids)
-    places = {role: index.get_indexer(end) for role, end in ends.items()}
+    if ids.dtype != object and np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
+        places = {role: end - ids[0] for role, end in ends.items()}
+        for place in places.values():
+            place[place >= len(ids)] = -1
+    else:
+        index = pandas.Index(ids)
+        places = {role: index.get_indexer(end) for role, end in ends.items()}
     for role, place in places.items():
         where = rows.label if rows is not None else table.label
         table.check(role, place >= 0, f"is no id of a neuron in {where}")
@@ -317,12 +322,13 @@ def _read_transmitters(table: _Table) -> Any:
 
 def _added(connections: Connections, notes: list[str]) -> Connections:
     """The connections, with one synapse for those with equal source, target and delay."""
-    sources, targets, delays, weights = connections.sources, *connections[1:]
+    row_starts, targets, delays, weights = connections
     assert weights is not None
     is_first = torch.ones(connections.size, dtype=torch.bool, device="cpu")
-    is_first[1:] = (sources.diff() != 0) | (targets.diff() != 0)
+    is_first[1:] = targets[1:] != targets[:-1]
     if delays is not None:
         is_first[1:] |= delays[1:] != delays[:-1]
+    is_first[row_starts[row_starts < connections.size]] = True
     count = int(is_first.sum())
     if count == connections.size:
         return connections
@@ -330,9 +336,9 @@ def _added(connections: Connections, notes: list[str]) -> Connections:
         f"{connections.size - count:,} rows have the source and target of another row: weights added"
     )
     sums = torch.zeros(count, dtype=torch.float64, device="cpu")
-    sums.index_add_(0, is_first.cumsum(0) - 1, weights.double())
-    counts = torch.bincount(sources[is_first], minlength=len(connections.row_starts) - 1)
-    row_starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    ends = is_first.cumsum(0)
+    sums.index_add_(0, ends - 1, weights.double())
+    row_starts = torch.cat([ends.new_zeros(1), ends])[row_starts]
     delays = None if delays is None else delays[is_first]
     return Connections(row_starts, targets[is_first], delays, sums.to(weights.dtype))
 
