@@ -85,7 +85,7 @@ def run_hibana(pre, post, weight, n, steps, drive):
 
 
 def run_brian2(python, mode, **arrays):
-    """The spikes as rows (step, neuron), and the seconds of the simulation."""
+    """The spikes as rows (step, neuron), or their numbers in all trials, and the seconds of one."""
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "in.npz"), Path(folder, "out.npz")
         np.savez(source, **arrays)
@@ -93,7 +93,36 @@ def run_brian2(python, mode, **arrays):
         command = [python, script, source, out, mode]
         result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
         spikes = np.load(out)
+        if "counts" in spikes:
+            return spikes["counts"], 0.0
         return np.stack([spikes["steps"], spikes["neurons"]], 1), float(result.stdout.split()[-1])
+
+
+def compare_rates(options, pre, post, weight, n, steps, drive):
+    """Prints how far the mean rates over trials differ, in standard errors of their difference."""
+    edges = {"pre_index": pre, "post_index": post, "weight": weight}
+    net, _ = hb.models.connectome(
+        edges, {"id": np.arange(n)}, weight_per_synapse=1.0, duplicates="keep", dtype=torch.float64
+    )
+    driven = torch.from_numpy(np.unique(drive[:, 1]))
+    stimulus = hb.Stimulus(
+        driven, RATE, weight=68.75, state="v", dt=STEP, parameters={"period": 1}, seed=options.trials
+    )
+    records, _ = hb.simulate(net, steps, stimulus=stimulus, trials=options.trials, record="counts")
+    ours = np.stack([record.counts.numpy() for record in records])
+    arrays = {"pre": pre, "post": post, "weight": weight, "n": n, "steps": steps, "drive": drive}
+    arrays |= {"trials": options.trials, "rate": RATE}
+    theirs, _ = run_brian2(options.brian2, options.mode, **arrays)
+    error = np.sqrt((ours.var(0, ddof=1) + theirs.var(0, ddof=1)) / options.trials)
+    varies = error > 0
+    scores = (ours.mean(0) - theirs.mean(0))[varies] / error[varies]
+    print(
+        f"{options.trials} trials: {ours.sum(1).mean():,.0f} spikes (standard deviation "
+        f"{ours.sum(1).std(ddof=1):,.0f}) in hibana, {theirs.sum(1).mean():,.0f} "
+        f"({theirs.sum(1).std(ddof=1):,.0f}) in Brian2; rates of {varies.sum():,} neurons differ by "
+        f"{np.sqrt(np.mean(scores**2)):.2f} standard errors (root mean square), "
+        f"{np.mean(abs(scores) > 3):.2%} by more than 3"
+    )
 
 
 def main() -> None:
@@ -107,6 +136,9 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="factor of the weights")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument(
+        "--trials", type=int, help="compare rates over trials with Poisson stimuli; --mode cython"
+    )
     options = parser.parse_args()
     steps = round(options.seconds * 1000 / STEP)
     if options.edges:
@@ -115,6 +147,9 @@ def main() -> None:
         (pre, post, synapses), n = random_graph(), 138_639
         drive = random_drive(options.driven, steps)
     weight = np.round(np.round(WEIGHT * 1024) * synapses * options.scale) / 1024
+    if options.trials:
+        compare_rates(options, pre, post, weight, n, steps, drive)
+        return
     for _ in range(options.repeat):
         ours, seconds = run_hibana(pre, post, weight, n, steps, drive)
         theirs, peer = run_brian2(

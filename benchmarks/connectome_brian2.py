@@ -3,8 +3,9 @@
     python benchmarks/connectome_brian2.py INPUT.npz OUTPUT.npz cython|cpp_standalone
 
 It runs in an environment without hibana. INPUT.npz has the synapses `pre`, `post` and `weight` (mV), the
-number of neurons `n` and of `steps`, and the stimulus as `drive`, rows of (step, neuron). It prints the
-seconds of the simulation without building. Equations and order are those of
+number of neurons `n` and of `steps`, and the stimulus as `drive`, rows of (step, neuron); with `trials`, the
+neurons in `drive` get Poisson spikes of `rate` Hz instead, and OUTPUT has the number of spikes of each neuron
+in each trial. It prints the seconds of the simulation without building. Equations and order are those of
 github.com/philshiu/Drosophila_brain_model.
 """
 
@@ -13,8 +14,10 @@ import time
 
 import numpy as np
 from brian2 import (
+    Hz,
     Network,
     NeuronGroup,
+    PoissonGroup,
     SpikeGeneratorGroup,
     SpikeMonitor,
     Synapses,
@@ -23,6 +26,7 @@ from brian2 import (
     ms,
     mV,
     prefs,
+    seed,
     set_device,
 )
 
@@ -54,13 +58,28 @@ def main(source: str, out: str, mode: str) -> None:
     synapses = Synapses(neurons, neurons, "w : volt", on_pre="g += w", delay=1.8 * ms, name="synapses_")
     synapses.connect(i=data["pre"], j=data["post"])
     synapses.w = data["weight"] * mV
-    generator = SpikeGeneratorGroup(len(driven), np.searchsorted(driven, drive[:, 1]), drive[:, 0] * 0.1 * ms)
+    if "trials" in data:
+        generator = PoissonGroup(len(driven), float(data["rate"]) * Hz)
+    else:
+        places = np.searchsorted(driven, drive[:, 1])
+        generator = SpikeGeneratorGroup(len(driven), places, drive[:, 0] * 0.1 * ms)
     stimulus = Synapses(generator, neurons, on_pre="v += 68.75*mV", name="stimulus")
     stimulus.connect(i=np.arange(len(driven)), j=driven)
     monitor = SpikeMonitor(neurons)
     network = Network(neurons, synapses, generator, stimulus, monitor)
     if mode == "cython":
         network.run(0 * ms)  # compiles
+    if "trials" in data:
+        network.store()
+        counts = []
+        for trial in range(int(data["trials"])):
+            network.restore()
+            seed(trial)
+            network.run(steps * 0.1 * ms)
+            counts.append(np.bincount(monitor.i, minlength=int(data["n"])))
+        np.savez(out, counts=np.stack(counts))
+        print(0)
+        return
     start = time.perf_counter()
     network.run(steps * 0.1 * ms)
     if mode == "cpp_standalone":
