@@ -19,7 +19,7 @@ NO_LLVM = "llvmlite can't compile for this processor"
 
 
 def _without_llvmlite(monkeypatch):
-    build.compresses.cache_clear()  # as in a process that has not loaded llvmlite
+    build.processor.cache_clear()  # as in a process that has not loaded llvmlite
     select._is_promising.cache_clear()
     monkeypatch.setitem(sys.modules, "llvmlite", None)
     monkeypatch.setitem(sys.modules, "llvmlite.binding", None)

@@ -31,7 +31,7 @@ SOURCE, TWICE = _source(3), _source(6)
 
 def _clear_caches():
     module._LOADED.clear()
-    for function in (module.toolchain_folder, module._toolchain):
+    for function in (module.toolchain_folder, module.processor):
         function.cache_clear()
 
 

@@ -24,7 +24,7 @@ def test_libtorch_is_loaded_by_its_name_on_each_system(system, monkeypatch):
     paths = []
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(ctypes, "CDLL", paths.append)
-    threads.libtorch.__wrapped__()
+    threads.libtorch()
     assert [Path(path) for path in paths] == [Path(torch.__file__).parent / "lib" / NAMES[system]]
 
 

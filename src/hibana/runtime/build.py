@@ -153,34 +153,35 @@ def _load(object_code: bytes, name: str, source: str) -> Kernel:
 
 
 @cache
+def processor() -> tuple[str, frozenset[str]]:
+    """LLVM's names of the processor and of its features."""
+    import llvmlite.binding as llvm
+
+    features = llvm.get_host_cpu_features()
+    return llvm.get_host_cpu_name(), frozenset(name for name, is_on in features.items() if is_on)
+
+
 def compresses() -> bool:
     """Whether the processor compresses vectors of 16-bit integers in one instruction (AVX-512 VBMI2).
 
     Listing the positions of spikes is fast with this instruction.
     """
-    import llvmlite.binding as llvm
-
-    return bool(llvm.get_host_cpu_features().get("avx512vbmi2"))
+    return "avx512vbmi2" in processor()[1]
 
 
-@cache
 def is_amd() -> bool:
     """Whether the processor is one of AMD's (Zen), on which MKL does not use its fastest kernels."""
-    import llvmlite.binding as llvm
-
-    return bool(llvm.get_host_cpu_name().startswith("znver"))
+    return processor()[0].startswith("znver")
 
 
-@cache
 def multiplies_full_vectors() -> bool:
     """Whether a core multiplies two vectors of 16 float32 numbers per cycle: AVX-512, except on AMD's Zen 4.
 
     The units of Zen 4 are half as wide. So are, in effect, those of Intel's AVX-512 cores with a single unit,
     which no feature tells apart.
     """
-    import llvmlite.binding as llvm
-
-    return bool(llvm.get_host_cpu_features().get("avx512f")) and llvm.get_host_cpu_name() != "znver4"
+    name, features = processor()
+    return "avx512f" in features and name != "znver4"
 
 
 def cache_folder() -> Path | None:
@@ -218,13 +219,11 @@ def toolchain_folder() -> Path | None:
     return folder
 
 
-@cache
 def _toolchain() -> str:
     """A hash of the versions, settings and processor that object code depends on besides the IR."""
-    import llvmlite.binding as llvm
     import torch
 
-    features = ",".join(sorted(name for name, is_on in llvm.get_host_cpu_features().items() if is_on))
+    name, features = processor()
     modules = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "files.py")]
     parts = (
         __version__,
@@ -233,7 +232,7 @@ def _toolchain() -> str:
         version("llvmlite"),
         platform.python_version(),
         platform.machine(),
-        llvm.get_host_cpu_name(),
-        features,
+        name,
+        ",".join(sorted(features)),
     )
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]

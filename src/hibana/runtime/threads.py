@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 
 
-@cache
 def libtorch() -> ctypes.CDLL:
     """The shared library of torch's CPU kernels, which importing torch has loaded."""
     name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
@@ -37,12 +36,6 @@ def parallel_for() -> "ctypes._NamedFuncPointer":
 
 
 _Serial = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
-
-
-@cache
-def _serial(address: int) -> "ctypes._CFunctionType":
-    """The kernel at `address` as a function of ctypes."""
-    return _Serial(address)
 
 
 def pack_arguments(values: Sequence[int]) -> bytes:
@@ -68,7 +61,7 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
 def bind_kernel(address: int, count: int, grain: int = 1) -> Callable[[bytes], None]:
     """A function of the argument block `args` that calls :func:`run`, faster when called repeatedly."""
     if count <= grain:
-        return partial(_serial(address), 0, count)
+        return partial(_Serial(address), 0, count)
     parallel = partial(parallel_for(), 0, count, grain, address)
 
     def run_parallel(args: bytes) -> None:

@@ -7,7 +7,7 @@ AVX2, where the kernels differ by less than a fifth; `benchmarks` holds the tabl
 """
 
 import platform
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -141,7 +141,6 @@ def estimate(key: Key, threads: int) -> Costs:
     )
 
 
-@cache
 def _multiply_add(by_mkl: bool) -> float:
     """Nanoseconds of a multiplication and addition of a dense product, on one thread of this processor."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
@@ -151,7 +150,6 @@ def _multiply_add(by_mkl: bool) -> float:
     return MULTIPLY_MKL if by_mkl else MULTIPLY
 
 
-@cache
 def _caches() -> tuple[int, int]:
     """Bytes of the L2 cache of a core, and of the last-level cache."""
     folder = Path("/sys/devices/system/cpu/cpu0/cache")

@@ -95,7 +95,6 @@ def kernel_of(text: str, name: str, language: Language) -> Any:
     return triton.autotune(configs, key=["size"])(kernel)
 
 
-@cache
 def _pytorch_functions() -> SimpleNamespace:
     """PyTorch's functions of one argument, for the interpreter in place of ``libdevice``."""
     import triton.language as tl

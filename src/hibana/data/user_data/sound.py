@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, final
 
@@ -130,7 +129,6 @@ def _edges(highest: float) -> tuple[float, ...]:
     return tuple((700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)).tolist())
 
 
-@lru_cache(maxsize=64)
 def _filters(rate: int, length: int, highest: float) -> Numbers:
     """Triangular filters, ``[length + 1, 40]``, for spectra of ``2 * length`` samples at `rate` Hz."""
     hertz = np.arange(length + 1)[:, None] * rate / (2 * length)

@@ -1,6 +1,5 @@
 """The geometry of a convolution: sizes of image, kernel and output; stride, padding, dilation."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,7 +28,14 @@ class Geometry(NamedTuple):
     @property
     def output(self) -> Pair:
         """Height and width of the output."""
-        return _output(self)
+        if self.cropped_output is not None:
+            return self.cropped_output
+        fields = self.image, self.kernel, self.stride, self.padding, self.dilation
+        down, across = (
+            (image + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for image, kernel, stride, padding, dilation in zip(*fields, strict=True)
+        )
+        return down, across
 
     @property
     def reach(self) -> Pair:
@@ -65,19 +71,6 @@ class Geometry(NamedTuple):
         for name, (down, across) in steps:
             sizes |= {f"{name}_down": down, f"{name}_across": across}
         return sizes
-
-
-@lru_cache(maxsize=256)
-def _output(geometry: Geometry) -> Pair:
-    """Height and width of the output."""
-    if geometry.cropped_output is not None:
-        return geometry.cropped_output
-    fields = geometry.image, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
-    down, across = (
-        (image + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for image, kernel, stride, padding, dilation in zip(*fields, strict=True)
-    )
-    return down, across
 
 
 def has_image_window(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:

@@ -1,6 +1,6 @@
 """Products of spikes and weights: which of them are computed per spike, and their autograd node."""
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -115,7 +115,6 @@ class Product:
         return None if one_step is None else (one_step @ weight).expand(self.shape)
 
 
-@lru_cache(maxsize=1024)
 def linear_key(numbers: int, inputs: int, outputs: int) -> select.Key:
     """Kind and sizes of a linear product of an input of so many `numbers`."""
     rows, lists = numbers // max(1, inputs), -(-inputs // WORD)
