@@ -3,13 +3,15 @@
     python -m benchmarks.quantities FOLDER/Covid3Month/Covid3Month_TRAIN.ts FOLDER/... [--aeon]
 
 FOLDER is ``aeon/datasets/data`` of the package aeon. Series of unequal length are padded. The spiking Rocket
-is fitted to the complete training part, with the refractory period of the lower error on left-out series;
-``--aeon`` fits aeon's ``RocketRegressor`` with its defaults to the same series (stretched, if their lengths
-differ). The table has the root mean squared error on the test part: mean of the seeds (lowest to highest).
+is fitted to the complete training part; the error on left-out series chooses its refractory period, and
+whether each series is scaled by itself, as in ``hibana train``. ``--aeon`` fits aeon's ``RocketRegressor``
+with its defaults to the same series (stretched, if their lengths differ). The table has the root mean squared
+error on the test part: mean of the seeds (lowest to highest).
 """
 
 import argparse
 import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +30,24 @@ PERIODS = (0, 3)
 def hibana_error(seed: int, training: Any, test: Any) -> float:
     """The error of the spiking Rocket; both parts are series ``[T, channels]`` and their quantities."""
     joined = np.concatenate(training[0])
-    mean, deviation = np.nanmean(joined, 0), np.nanstd(joined, 0).clip(1e-8)
-    parts = []
-    for series, quantities in (training, test):
-        scaled = [torch.from_numpy((each - mean) / deviation).float().nan_to_num() for each in series]
-        parts.append((*hb.lengths.pad(scaled), torch.tensor(quantities)))
-    (inputs, lengths, labels), (test_inputs, ends, answers) = parts
-    nets = [
-        hb.models.rocket((inputs.shape[2],), 1, steps=len(inputs), period=period, seed=seed)
-        for period in PERIODS
-    ]
-    for net in nets:
+    labels, answers = (torch.tensor(quantities) for _, quantities in (training, test))
+    errors = []
+    for each, period in product((False, True), PERIODS):
+        parts = []
+        for series, _ in (training, test):
+            bases = series if each else [joined] * len(series)
+            scaled = [
+                (x - np.nanmean(base, 0)) / np.nanstd(base, 0).clip(1e-8)
+                for x, base in zip(series, bases, strict=True)
+            ]
+            parts.append(hb.lengths.pad([torch.from_numpy(x).float().nan_to_num() for x in scaled]))
+        (inputs, lengths), (test_inputs, ends) = parts
+        net = hb.models.rocket((inputs.shape[2],), 1, steps=len(inputs), period=period, seed=seed)
         net.fit(inputs, labels, lengths)
-    net = min(nets, key=lambda fitted: fitted.error)
-    with torch.inference_mode():
-        predictions = hb.loss.MembraneMean().scores(net(test_inputs), ends)[:, 0]
-    return float((predictions - answers).square().mean().sqrt())
+        with torch.inference_mode():
+            predictions = hb.loss.MembraneMean().scores(net(test_inputs), ends)[:, 0]
+        errors.append((net.error, float((predictions - answers).square().mean().sqrt())))
+    return min(errors)[1]
 
 
 def aeon_error(seed: int, training: Any, test: Any) -> float:

@@ -62,6 +62,7 @@ KIND_OF = {
         "task": "table",
         "class_weights": "table",
         "lengths": "sequences",
+        "scale": "sequences",
     },
     **{"bins": "events", "delta": "sequences", "coding none": "sequences"},
     "roll": "events",

@@ -12,6 +12,8 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 import hibana as hb
 from hibana import train
 from hibana.cli import main
+from hibana.cli.common import Refusal
+from hibana.cli.input_steps import step_reader
 from hibana.train import series
 
 
@@ -214,6 +216,45 @@ def test_a_quantity_is_predicted_by_the_rocket_if_it_explains_left_out_series(tm
     samples = settings.samples()
     samples.setup()
     assert series.choose_network(settings, samples) == (settings.on(samples), samples)
+
+
+def test_left_out_series_decide_whether_each_series_of_a_quantity_is_scaled(tmp_path):
+    random = np.random.default_rng(0)
+    pace, size = random.uniform(0.2, 0.9, 80), np.exp(random.normal(0, 1.5, 80))
+    x = size[:, None] * np.sin(np.arange(40) * pace[:, None] + 6 * random.random((80, 1)))
+    for name, y, scale in (("pace", pace, "each"), ("size", np.log(size), "all")):
+        np.savez(tmp_path / f"{name}.npz", x=x[..., None], y=y)
+        settings = train.Settings(data=str(tmp_path / f"{name}.npz"))
+        samples = settings.samples()
+        samples.setup()
+        chosen, scaled = series.choose_network(settings, samples)
+        assert (chosen.scale, "each series scaled" in scaled.summary) == (scale, scale == "each")
+    settings = train.Settings(data=str(tmp_path / "pace.npz"), scale="all")
+    samples = settings.samples()
+    samples.setup()
+    assert series.choose_network(settings, samples)[0].scale == "all"  # as the user said
+
+
+def test_each_series_is_scaled_by_itself(tmp_path):
+    random = np.random.default_rng(0)
+    x, y = 5 + 3 * random.standard_normal((40, 12, 2)), np.arange(40) % 2
+    x[3, :, 1] = 7.0  # constant
+    np.savez(tmp_path / "waves.npz", x=x, y=y)
+    settings = train.Settings(data=str(tmp_path / "waves.npz"), scale="each", steps=12, layers="rocket12")
+    _, outcome = train.fit(settings, tmp_path / "run")
+    network = train.load(outcome.checkpoint)
+    inputs = network.description.inputs.tensor([*x[:4]])
+    expected = (x[:4] - x[:4].mean(1, keepdims=True)) / x[:4].std(1, keepdims=True).clip(1e-9)
+    expected[3, :, 1] = 0
+    torch.testing.assert_close(inputs.double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+    with pytest.raises(Refusal, match="--scale each needs the whole sequence"):
+        step_reader(network, None, None)
+    np.savez(tmp_path / "spikes.npz", x=(x > 5).astype(np.uint8), y=y)
+    samples = train.Settings(data=str(tmp_path / "spikes.npz"), kind="sequences", scale="each").samples()
+    with pytest.raises(ValueError, match="scale must be all for trains of spikes"):
+        samples.setup()
+    with pytest.raises(ValueError, match=r"scale must be .*all.*each"):
+        train.Settings(data="x.npz", kind="sequences", scale="none")
 
 
 def test_invalid_settings_are_refused():

@@ -52,6 +52,8 @@ def step_reader(model: "Network", window: float | None, rate: int | None) -> "St
         return _EventReader(model, shape, width, counts=inputs.bins == "counts")
     if is_sensor and window is not None:
         return _EventReader(model, shape, window * 1000)
+    if isinstance(inputs, SequenceInputs) and inputs.scaled_by == "each":
+        raise Refusal("--stream needs a scale of each step; --scale each needs the whole sequence")
     if inputs is not None and not isinstance(inputs, ArrayInputs | SequenceInputs):
         raise Refusal(f"--stream reads numbers or events; {settings.title} is {settings.data_kind}")
     return _NumberReader(model, shape, inputs)

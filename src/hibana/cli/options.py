@@ -33,7 +33,7 @@ USES = {
         "encoding": "table, sequences, a class",
         "columns": "table, a class",
         "group": "sequences, a class",
-        "lengths": "sequences, sound, a class",
+        **dict.fromkeys(("lengths", "scale"), "sequences, sound, a class"),
         "bins": "events, a class",
         "size": "images, events, a class",
         **dict.fromkeys(("root", "download"), "a data set by name, a class"),

@@ -1,16 +1,19 @@
 """Selects a spiking Rocket for the user's series if the settings leave the network open.
 
 The Rocket is fitted in closed form. Leave-one-out validation decides whether its neurons have a refractory
-period, and whether series of unequal length are stretched or padded. The test part is not used. A quantity
-that the Rocket does not explain on left-out series (R² of at most 0) keeps the trained windows.
+period, whether series of unequal length are stretched or padded, and for a quantity whether each series is
+scaled by itself. The test part is not used. A quantity that the Rocket does not explain on left-out series
+(R² of at most 0) keeps the trained windows.
 """
 
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import torch
 
 from hibana import data
+from hibana.data.user_data import SCALES
 from hibana.nn.models.rocket import Rocket
 from hibana.train.network import Network
 from hibana.train.recipes import REFRACTORY_PERIOD, rocket
@@ -41,22 +44,28 @@ def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings
     if count > MAX_SERIES or count * steps * samples.shape[0] > MAX_VALUES:
         return default, samples
     is_unequal = samples.shortest < samples.longest and settings.lengths == "stretch"
+    is_quantity = not samples.description.target.classes
+    choices = product(
+        ("stretch", "mask") if is_unequal else (settings.lengths,),
+        SCALES if is_quantity and "scale" not in settings.explicit else (settings.scale,),
+    )
     candidates = [
-        fit_candidate(replace(default, **rocket(steps), steps=steps, lengths=lengths))
-        for lengths in (("stretch", "mask") if is_unequal else (settings.lengths,))
+        fit_candidate(replace(default, **rocket(steps), steps=steps, lengths=lengths, scale=scale))
+        for lengths, scale in choices
     ]
     plain = min(candidates, key=lambda candidate: candidate.error)
     refractory_settings = replace(plain.model.settings, **rocket(steps, REFRACTORY_PERIOD))
     refractory = fit_candidate(refractory_settings, plain.samples)
     best = min(plain, refractory, key=lambda candidate: candidate.error)
     neurons = f", refractory for {REFRACTORY_PERIOD} steps" if best is refractory else ""
-    if samples.description.target.classes:
+    scaling = ", each series scaled" if best.model.settings.scale != settings.scale else ""
+    if not is_quantity:
         result = f"{best.accuracy:.1%} of left-out training series right"
     elif best.accuracy > 0:
         result = f"{best.accuracy:.1%} of the variance of left-out training series explained"
     else:
         return default, samples
-    best.samples.summary += f"\nspiking Rocket over {steps} steps{neurons}: {result}"
+    best.samples.summary += f"\nspiking Rocket over {steps} steps{neurons}{scaling}: {result}"
     return best.model.settings, best.samples
 
 

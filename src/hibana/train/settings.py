@@ -86,6 +86,8 @@ class Settings:
             Default: detected.
         lengths: how sequences of unequal length get one length: ``stretch`` resamples them; ``pad`` appends
             zeros or cuts; ``mask`` pads, and ignores the steps after a sequence's end.
+        scale: mean 0 and deviation 1 of each feature of ``all`` sequences together, or of ``each`` sequence,
+            whose level and size are then ignored.
         bins: value of a bin of events: ``spikes``, 1 if it contains an event, or ``counts``.
         size: height and width in pixels to which images are scaled, or of a sensor: ``32`` or ``28x34``.
         class_weights: ``balanced`` gives all classes the same weight in the loss, whatever their number of
@@ -154,6 +156,7 @@ class Settings:
     test: str | None = _option(None, group="reading")
     encoding: str | None = _option(None, group="reading")
     lengths: str = _option("stretch", user_data.LENGTHS, group="reading")
+    scale: str = _option("all", user_data.SCALES, group="reading")
     bins: str = _option("spikes", user_data.BINS, group="reading")
     size: str | None = _option(None, _sides, group="reading")
     class_weights: str = _option("none", ("none", "balanced"), group="files")

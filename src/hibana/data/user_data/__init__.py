@@ -13,12 +13,12 @@ from hibana.data.user_data.base import KINDS, Description, UserData, description
 from hibana.data.user_data.base import without_removed_options as without_removed_options
 from hibana.data.user_data.events import BINS, EventInputs, Events
 from hibana.data.user_data.pictures import Images
-from hibana.data.user_data.series import LENGTHS, SequenceInputs, Sequences, default_steps
+from hibana.data.user_data.series import LENGTHS, SCALES, SequenceInputs, Sequences, default_steps
 from hibana.data.user_data.sound import Sound
 from hibana.data.user_data.table import Table
 from hibana.data.user_data.target import TASKS
 
-__all__ = ["BINS", "KINDS", "LENGTHS", "TASKS", "ArrayInputs", "Arrays", "Description"]
+__all__ = ["BINS", "KINDS", "LENGTHS", "SCALES", "TASKS", "ArrayInputs", "Arrays", "Description"]
 __all__ += ["EventInputs", "Events", "Images", "SequenceInputs", "Sequences", "Sound", "Table", "UserData"]
 __all__ += ["are_pictures", "default_steps", "description_from_plain", "from_dataset"]
 __all__ += ["kind_of", "without_removed_options"]

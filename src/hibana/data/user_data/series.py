@@ -24,6 +24,9 @@ TRAIN_TS, TEST_TS = "_TRAIN.ts", "_TEST.ts"
 """Suffixes of a ``.ts`` file of training samples, and of the file of test samples next to it."""
 LENGTH_VERBS = {"stretch": "stretched", "pad": "cut or padded", "mask": "cut, or padded and masked,"}
 LENGTHS = tuple(LENGTH_VERBS)
+SCALES = ("all", "each")
+SMALLEST_DEVIATION = 1e-6
+"""Deviation of a series, relative to that of all, below which it counts as constant."""
 """How sequences get one length: linear interpolation; or cutting and padding with zeros, which count as steps
 (``pad``) or do not (``mask``)."""
 
@@ -43,6 +46,8 @@ class SequenceInputs(Inputs):
     group: str | None
     encoding: str = ""
     """Encoding of text files; detected if empty."""
+    scaled_by: str = "all"
+    """Whether ``each`` series is also scaled by its own mean and deviation."""
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a property instead of a field
@@ -59,7 +64,11 @@ class SequenceInputs(Inputs):
 
     def scaled(self, frames: Array) -> Tensor:
         """Frames ``[..., F]`` after filling missing values (NaN) and scaling."""
-        return self.scale(torch.from_numpy(self._filled(frames)))
+        scaled = self.scale(torch.from_numpy(self._filled(frames)))
+        if self.scaled_by == "all":
+            return scaled
+        deviation, mean = torch.std_mean(scaled, 0, correction=0)
+        return (scaled - mean) / deviation.clamp(min=SMALLEST_DEVIATION)
 
     def _filled(self, frames: Array) -> Array:
         """Frames ``[..., F]`` with the fill values in place of NaN."""
@@ -77,6 +86,8 @@ class SequenceInputs(Inputs):
         for frames in values:
             if frames.shape[1] != len(self.features):
                 raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
+        if self.scaled_by == "each":
+            return ""
         numbers = torch.from_numpy(self._filled(np.concatenate(values)))
         return self.scale.difference_from_training(numbers, [f"feature {name!r}" for name in self.features])
 
@@ -100,6 +111,8 @@ class Sequences(UserData):
         group: the column of a long table that names the sequence of each row.
         lengths: ``stretch``: interpolated to `steps`; ``pad``: cut at `steps`, and padded with zeros;
             ``mask``: like ``pad``, and steps after a sequence's end do not count.
+        scale: ``all``: each feature has mean 0 and deviation 1 over the training part; ``each``: in each
+            sequence.
         steps: length of all inputs; if ``None`` 64, or the longest sequence for spike trains.
         options: see :class:`UserData`.
 
@@ -126,6 +139,7 @@ class Sequences(UserData):
         *,
         group: str | None = None,
         lengths: str = "stretch",
+        scale: str = "all",
         steps: int | None = None,
         **options: Any,
     ) -> None:
@@ -133,6 +147,9 @@ class Sequences(UserData):
         self._has_default_steps = steps is None
         if lengths not in LENGTHS:
             raise ValueError(f"lengths must be one of {', '.join(LENGTHS)}; got {lengths!r}")
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}; got {scale!r}")
+        self.scaled_by = scale
         self.labels, self.group, self.lengths = labels, group, lengths
         if isinstance(self.source, Path) and self.source.name.endswith(TRAIN_TS) and self.test_source is None:
             test_file = self.source.with_name(self.source.name.replace(TRAIN_TS, TEST_TS))
@@ -224,11 +241,15 @@ class Sequences(UserData):
         fill = np.array([np.median(column) if len(column) else 0.0 for column in present])
         scale = fit_scale(torch.from_numpy(np.where(np.isnan(frames), fill, frames)), unit=False)
         if self.has_spike_trains:
+            if self.scaled_by == "each":
+                raise ValueError("scale must be all for trains of spikes, which are not scaled, got 'each'")
             zeros, ones = (0.0,) * frames.shape[1], (1.0,) * frames.shape[1]
             scale = Scale(zeros, ones, zeros, ones, clipped=False)  # shift 0, factor 1, range 0 to 1
         group, encoding = None if self.labels is not None else self.group, self.encoding or ""
         fills = tuple(fill.tolist())
-        return SequenceInputs(self._features, fills, scale, self.steps, self.lengths, group, encoding)
+        return SequenceInputs(
+            self._features, fills, scale, self.steps, self.lengths, group, encoding, self.scaled_by
+        )
 
 
 def _is_array(source: Any) -> bool:
